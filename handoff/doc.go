@@ -1,0 +1,2 @@
+// Package handoff is one process's part in a handoff.
+package handoff
