@@ -1,0 +1,186 @@
+package handoff
+
+// What the machine does when something ends: links, waits, the process itself.
+
+// ended: a link was read to its end, or its peer is dead.
+func (o *steps) ended(s side) {
+	if o.m.state == StateGone {
+		return
+	}
+	switch s {
+	case sideElder:
+		if o.m.state != StateRevoked {
+			o.elderEnded()
+		}
+	case sideYounger:
+		o.youngerEnded(whyNone, false)
+	case sideRetired:
+		o.retiredEnded()
+	}
+}
+
+// bad: the peer said something that has no place here. It is not believed any
+// more; what that means depends on who can still do without it.
+func (o *steps) bad(s side) {
+	m := o.m
+	switch {
+	case m.state == StateGone || s == sideRetired:
+	case s == sideElder:
+		// Before it serves, a successor leaves; while it serves, it goes on.
+		if m.state == StateStarting || m.state == StateStandby {
+			o.abort(whyProtocol)
+		}
+	case m.younger == phaseNone || m.state == StateDraining:
+	case m.state == StateParked || m.state == StateReleasing:
+		o.takeBack(whyProtocol, false)
+	default:
+		o.dismiss(whyProtocol)
+	}
+}
+
+// timer: a timer that fired while this process was itself stopped says nothing
+// about the peer; and none acts before its link was read empty, because the
+// answer may be waiting there. †
+func (o *steps) timer(t timerKind, late bool) {
+	m := o.m
+	if t != timerSilent {
+		if m.armed&(1<<t) == 0 {
+			return
+		}
+		if late {
+			o.start(t)
+			return
+		}
+	} else if late || m.state != StateStandby {
+		return
+	}
+	m.pending, m.polling = t, true
+	o.do(action{kind: actPoll, side: t.side()})
+}
+
+// empty: the link was read empty; the timer that waited for it acts, unless what
+// was read has stopped it.
+func (o *steps) empty(s side) {
+	m := o.m
+	t := m.pending
+	if !m.polling || t.side() != s {
+		return
+	}
+	m.polling, m.pending = false, 0
+	if t == timerSilent {
+		if m.state == StateStandby {
+			o.silentElder()
+		}
+		return
+	}
+	if m.armed&(1<<t) == 0 {
+		return
+	}
+	m.armed &^= 1 << t
+	switch t {
+	case timerStep, timerReady:
+		o.dismiss(whyTimeout)
+	case timerServing, timerReleased:
+		o.takeBack(whyTimeout, false)
+	case timerProbation:
+		o.release()
+	case timerOffer:
+		o.abort(whySilent)
+	}
+}
+
+// stop is what SIGTERM means in each state.
+func (o *steps) stop() {
+	m := o.m
+	switch m.state {
+	case StateStarting, StateStandby:
+		if m.elder != phaseNone {
+			o.abort(whyAborted)
+			return
+		}
+		o.do(action{kind: actShut})
+		o.end(whyStopped)
+	case StateServing:
+		switch {
+		case m.elder == phaseServing:
+			o.abort(whyAborted)
+		case m.elder == phaseReleased:
+			// Who serves is being decided; its answer is on its way.
+			m.stopping = true
+		case m.younger == phaseReady:
+			o.commit()
+		case m.younger == phaseOffer || m.younger == phaseHeld:
+			m.stopping = true // bounded by timerStep and timerReady
+		default:
+			o.plainStop()
+		}
+	case StateParked:
+		m.hurry = true
+		if m.younger == phaseServing {
+			o.release()
+		}
+	}
+}
+
+// plainStop ends the chain: nobody succeeds.
+func (o *steps) plainStop() {
+	o.m.state = StateDraining
+	o.do(action{kind: actShut})
+	o.do(action{kind: actDrain, plain: true})
+}
+
+// outOfTime: Ready's context ended. Before it serves a process leaves.
+func (o *steps) outOfTime() {
+	if o.m.state == StateStarting || o.m.state == StateStandby {
+		o.close()
+	}
+}
+
+// close ends this process at once.
+func (o *steps) close() {
+	m := o.m
+	switch m.state {
+	case StateGone:
+	case StateStarting, StateStandby:
+		o.stop()
+	case StateServing:
+		if m.sole() && m.younger == phaseNone {
+			o.do(action{kind: actShut})
+			o.leave()
+			return
+		}
+		o.do(action{kind: actStopAccepting})
+		if m.elder == phaseServing {
+			o.send(sideElder, msgAbort, whyClosed)
+		}
+		o.leave()
+	default:
+		o.do(action{kind: actStopAccepting})
+		o.leave()
+	}
+}
+
+// leave closes the links, each with a word, and ends.
+func (o *steps) leave() {
+	m := o.m
+	why := whyStopped
+	switch {
+	case m.state == StateRevoked && !m.aborted:
+		why = whyRevoked
+	case m.released:
+		why = whyHandedOver
+	case m.state != StateDraining && m.state != StateRevoked:
+		why = whyClosed
+	}
+	for _, l := range []struct {
+		s side
+		p *phase
+	}{{sideYounger, &m.younger}, {sideElder, &m.elder}} {
+		if *l.p != phaseNone {
+			o.send(l.s, msgBye, whyNone)
+			o.do(action{kind: actCloseLink, side: l.s})
+			*l.p = phaseNone
+		}
+	}
+	o.end(why)
+}

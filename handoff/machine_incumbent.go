@@ -1,0 +1,237 @@
+package handoff
+
+// What the machine does as the older end of a link: the incumbent.
+
+// hello admits one successor at a time: at most one living, unrevoked
+// successor holds descriptors. †
+func (o *steps) hello(mode Takeover) {
+	m := o.m
+	why := whyNone
+	switch {
+	case m.state == StateStarting || m.state == StateStandby:
+		why = whyStarting
+	case m.state == StateDraining || m.state == StateRevoked || m.state == StateGone:
+		why = whyReleased
+	case m.state != StateServing || !m.sole():
+		why = whyProbation
+	case m.stopping:
+		why = whyStopping
+	case m.revoking > 0:
+		why = whyRevoking
+	case m.younger != phaseNone && !(m.youngerMode == Spare && mode != Spare):
+		why = whyHandoff
+	}
+	if why != whyNone {
+		o.send(sideAsker, msgBusy, why)
+		return
+	}
+	if m.younger != phaseNone {
+		o.dismiss(whyDisplaced)
+	}
+	m.younger, m.youngerMode = phaseOffer, mode
+	o.do(action{kind: actAdmit})
+	o.send(sideYounger, msgWelcome, whyNone)
+	o.do(action{kind: actOffer})
+	o.start(timerStep)
+}
+
+// dismiss revokes a successor that was never told to serve.
+func (o *steps) dismiss(why reason) {
+	o.stopTimers(sideYounger)
+	o.send(sideYounger, msgRevoke, why)
+	o.do(action{kind: actCloseLink, side: sideYounger})
+	o.m.younger, o.m.wanted = phaseNone, false
+	o.outcome(outcomeFailed, why)
+	o.stopIfAsked()
+}
+
+// stopIfAsked: the successor that a stop waited for did not come.
+func (o *steps) stopIfAsked() {
+	if o.m.stopping {
+		o.m.stopping = false
+		o.plainStop()
+	}
+}
+
+func (o *steps) youngerFrame(ev event) {
+	m := o.m
+	switch {
+	case m.younger == phaseNone || m.state == StateGone:
+	case ev.msg == msgAbort || ev.msg == msgRevoked:
+		o.youngerEnded(ev.why, true)
+	case ev.msg == msgBye:
+		o.ended(sideYounger)
+	case m.state == StateDraining:
+	case ev.msg == msgGot && m.younger == phaseOffer:
+		if !ev.last {
+			o.start(timerStep)
+			return
+		}
+		m.younger = phaseHeld
+		o.stopTimer(timerStep)
+		o.start(timerReady)
+	case ev.msg == msgReady && m.younger == phaseHeld:
+		m.younger = phaseReady
+		o.stopTimer(timerReady)
+		o.outcome(outcomeStandby, whyNone)
+		if m.youngerMode == Auto || m.wanted || m.stopping {
+			o.commit()
+		}
+	case ev.msg == msgServing && m.younger == phaseServe:
+		m.younger = phaseServing
+		o.stopTimer(timerServing)
+		o.outcome(outcomeCommitted, whyNone)
+		if !m.probation || m.hurry {
+			o.release()
+			return
+		}
+		o.start(timerProbation)
+	case ev.msg == msgReleased && m.younger == phaseRelease:
+		o.drain()
+	default:
+		o.bad(sideYounger)
+	}
+}
+
+// commit parks and tells the standby to serve.
+func (o *steps) commit() {
+	m := o.m
+	m.wanted, m.stopping = false, false
+	m.state, m.younger = StateParked, phaseServe
+	o.do(action{kind: actPark})
+	o.send(sideYounger, msgServe, whyNone)
+	o.start(timerServing)
+}
+
+// release asks the successor to confirm that from now on it is on its own.
+// Nothing is given up before its answer was read. †
+func (o *steps) release() {
+	m := o.m
+	o.stopTimer(timerProbation)
+	m.state, m.younger = StateReleasing, phaseRelease
+	o.send(sideYounger, msgRelease, whyNone)
+	o.start(timerReleased)
+}
+
+// drain is the point of no return.
+func (o *steps) drain() {
+	m := o.m
+	o.stopTimers(sideYounger)
+	m.state, m.younger, m.released = StateDraining, phaseDraining, true
+	o.outcome(outcomeReleased, whyNone)
+	o.do(action{kind: actRelease})
+	o.do(action{kind: actStopAnswering})
+	o.send(sideYounger, msgDraining, whyNone)
+	o.do(action{kind: actDrain})
+}
+
+// takeBack resumes. confirmed says that the successor no longer accepts: it is
+// dead, or said so. Otherwise it is told, and exclusive sockets wait until it
+// has answered or died. †
+func (o *steps) takeBack(why reason, confirmed bool) {
+	m := o.m
+	o.stopTimers(sideYounger)
+	m.state, m.hurry = StateServing, false
+	if confirmed {
+		o.do(action{kind: actCloseLink, side: sideYounger})
+	} else {
+		o.send(sideYounger, msgRevoke, why)
+		o.do(action{kind: actRetire})
+		if m.exclusive {
+			m.revoking++
+			m.held = true
+		}
+	}
+	m.younger = phaseNone
+	o.do(action{kind: actResume})
+	if !m.held {
+		o.do(action{kind: actResumeExclusive})
+	}
+	o.outcome(outcomeRolledBack, why)
+}
+
+// youngerEnded: the successor died, or ended by its own word.
+func (o *steps) youngerEnded(why reason, word bool) {
+	m := o.m
+	if why == whyNone {
+		why = whyDied
+		if word {
+			why = whyAborted
+		}
+	}
+	switch {
+	case m.younger == phaseNone:
+	case m.state == StateParked || m.state == StateReleasing:
+		o.takeBack(why, true)
+	case m.state == StateDraining:
+		o.do(action{kind: actCloseLink, side: sideYounger})
+		m.younger = phaseNone
+	default:
+		o.stopTimers(sideYounger)
+		o.do(action{kind: actCloseLink, side: sideYounger})
+		m.younger, m.wanted = phaseNone, false
+		o.outcome(outcomeFailed, why)
+		o.stopIfAsked()
+	}
+}
+
+// retiredFrame listens to a revoked successor only for its end; whatever else it
+// says comes too late, a `released` too. †
+func (o *steps) retiredFrame(msg msgType) {
+	if msg == msgRevoked || msg == msgAbort || msg == msgBye {
+		o.retiredEnded()
+	}
+}
+
+func (o *steps) retiredEnded() {
+	m := o.m
+	if m.revoking == 0 {
+		return
+	}
+	m.revoking--
+	if m.revoking == 0 && m.held {
+		m.held = false
+		if m.state == StateServing {
+			o.do(action{kind: actResumeExclusive})
+		}
+	}
+}
+
+func (o *steps) handover() {
+	m := o.m
+	switch {
+	case m.state == StateParked || m.state == StateReleasing || m.state == StateDraining:
+		o.reply(replyAlready)
+	case !m.sole():
+		o.reply(replyNotNow)
+	case m.younger == phaseNone:
+		o.reply(replyNoStandby)
+	case m.youngerMode == Spare:
+		o.reply(replySpare)
+	case m.younger == phaseReady:
+		o.reply(replyOK)
+		o.commit()
+	default:
+		o.reply(replyOK)
+		m.wanted = true
+	}
+}
+
+func (o *steps) rollback() {
+	if o.m.state == StateParked || o.m.state == StateReleasing {
+		o.reply(replyOK)
+		o.takeBack(whyRollback, false)
+		return
+	}
+	o.reply(replyNotNow)
+}
+
+func (o *steps) withdraw() {
+	m := o.m
+	if m.state == StateServing && (m.younger == phaseOffer || m.younger == phaseHeld || m.younger == phaseReady) {
+		o.reply(replyOK)
+		o.dismiss(whyWithdrawn)
+		return
+	}
+	o.reply(replyNotNow)
+}

@@ -1,0 +1,269 @@
+package handoff
+
+import "fmt"
+
+// The rules that the walk checks, and how it goes from state to state.
+
+// check looks at one state.
+func (k *walker) check(w *world) {
+	exclusive, sole, answering, holders := 0, 0, 0, 0
+	for i := range k.n {
+		p := &w.procs[i]
+		if !w.lives(i) {
+			continue
+		}
+		if p.exclusive {
+			exclusive++
+		}
+		if p.m.sole() {
+			sole++
+		}
+		if p.answers {
+			answering++
+		}
+		if p.knowsRevoked && (p.plain || p.exclusive) {
+			k.fail("process %d serves although it read revoke", i)
+		}
+		if l := &w.links[i]; l.open && l.role == roleYounger && p.m.got && p.m.elder != phaseDraining && w.lives(int(l.elder)) {
+			holders++
+		}
+		if p.m.state == StateParked || p.m.state == StateReleasing {
+			m := p.m
+			if acts := k.step(&m, event{kind: evRollback}); m.state != StateServing || !replied(acts, replyOK) {
+				k.fail("process %d is %v and can't roll back", i, p.m.state)
+			}
+		}
+		if p.m.state == StateDraining {
+			m := p.m
+			if acts := k.step(&m, event{kind: evRollback}); m.state != StateDraining || !replied(acts, replyNotNow) {
+				k.fail("process %d rolled back after it had read released", i)
+			}
+		}
+	}
+	switch {
+	case exclusive > 1:
+		k.fail("an exclusive socket has %d owners", exclusive)
+	case sole > 1:
+		k.fail("%d processes hold themselves to be the only owner", sole)
+	case answering > 1:
+		k.fail("%d processes answer the control socket", answering)
+	case holders > 1:
+		k.fail("%d living, unrevoked successors hold descriptors", holders)
+	}
+}
+
+func replied(acts []action, want reply) bool {
+	for _, a := range acts {
+		if a.kind == actReply {
+			return a.reply == want
+		}
+	}
+	return false
+}
+
+// settleSteps bounds what "is about to serve" means.
+const settleSteps = 120
+
+// settle runs the world to rest without faults or verbs and demands that the
+// owner serves. If wake, processes that were stopped continue first.
+func (k *walker) settle(w world, wake bool) {
+	if wake {
+		for i := range k.n {
+			if w.procs[i].stopped {
+				w.procs[i].stopped, w.procs[i].wasStopped = false, true
+			}
+		}
+	}
+	steps := 0
+	for ; steps < settleSteps && k.rest(&w); steps++ {
+		k.check(&w)
+		if k.broken != "" {
+			return
+		}
+	}
+	if steps == settleSteps {
+		k.fail("not at rest after %d steps", steps)
+		return
+	}
+	if w.owner < 0 || (!wake && w.procs[w.owner].stopped) {
+		return
+	}
+	o := &w.procs[w.owner]
+	switch {
+	case !w.lives(int(w.owner)) || !o.plain:
+		k.fail("process %d must serve and does not: total loss", w.owner)
+	case wake && !o.answers:
+		k.fail("process %d serves and does not answer the control socket", w.owner)
+	case wake && !o.exclusive:
+		k.fail("process %d serves without its exclusive socket", w.owner)
+	}
+	if !wake {
+		return
+	}
+	for i := range k.n {
+		if s := w.procs[i].m.state; w.lives(i) && int8(i) != w.owner && s != StateStandby && s != StateStarting {
+			k.fail("process %d is %v for ever", i, s)
+		}
+	}
+}
+
+// rest does one step of an undisturbed run: programs become ready, frames
+// arrive, drains end, and only when nothing else moves a timer fires.
+func (k *walker) rest(w *world) bool {
+	w.refuse()
+	for i := range k.n {
+		if !w.runs(i) {
+			continue
+		}
+		p := &w.procs[i]
+		if p.m.state == StateStarting && !p.m.appReady && (p.m.elder == phaseHeld || p.m.elder == phaseNone && !p.dialing) {
+			k.feed(w, i, event{kind: evAppReady})
+			return true
+		}
+		moved := false
+		k.inbound(w, i, func(s side, l *walkLink, q *queue) {
+			if !moved {
+				moved = k.next(w, i, s, l, q)
+			}
+		})
+		for j := range k.n {
+			moved = moved || (j != i && k.admit(w, i, j))
+		}
+		// A process that was told busy asks again and again; that is no step
+		// towards rest while somebody else is being admitted or serves.
+		if !moved && p.dialing && !w.listening() {
+			moved = k.dial(w, i)
+		}
+		if moved {
+			return true
+		}
+	}
+	for i := range k.n {
+		if !w.runs(i) {
+			continue
+		}
+		p := &w.procs[i]
+		if p.m.state == StateDraining || p.m.state == StateRevoked {
+			k.feed(w, i, event{kind: evDrained})
+			return true
+		}
+		for t := range timerCount {
+			if p.m.armed&(1<<t) != 0 {
+				p.wasStopped = false
+				k.feed(w, i, event{kind: evTimer, timer: t})
+				return true
+			}
+		}
+	}
+	return false
+}
+
+// moves calls visit with every world that one event makes of w, and with what
+// the event was.
+func (k *walker) moves(w world, visit func(next world, what string)) {
+	try := func(what string, f func(*world) bool) {
+		next := w
+		if f(&next) {
+			next.refuse()
+			visit(next, what)
+		}
+	}
+	for i := range k.n {
+		p := &w.procs[i]
+		switch {
+		case !p.born:
+			if i == 1 || w.procs[i-1].born {
+				try(name(i, "is started"), func(w *world) bool { w.procs[i].born, w.procs[i].dialing = true, true; return true })
+			}
+			continue
+		case p.dead:
+			continue
+		}
+		if w.crashes > 0 {
+			try(name(i, "crashes"), func(w *world) bool { w.crashes--; w.exit(i); return true })
+		}
+		if p.stopped {
+			try(name(i, "continues"), func(w *world) bool { w.procs[i].stopped, w.procs[i].wasStopped = false, true; return true })
+			continue
+		}
+		if w.stops > 0 {
+			try(name(i, "is stopped (SIGSTOP)"), func(w *world) bool { w.stops--; w.procs[i].stopped = true; return true })
+		}
+		k.runMoves(w, i, try)
+	}
+}
+
+// runMoves are the events of a process that runs.
+func (k *walker) runMoves(w world, i int, try func(string, func(*world) bool)) {
+	p := &w.procs[i]
+	feed := func(what string, ev event) {
+		try(name(i, what), func(w *world) bool { k.feed(w, i, ev); return true })
+	}
+	seen := 0
+	k.inbound(&w, i, func(side, *walkLink, *queue) { seen++ })
+	for nth := range seen {
+		try(name(i, fmt.Sprint("reads link ", nth)), func(w *world) (moved bool) {
+			at := 0
+			k.inbound(w, i, func(s side, l *walkLink, q *queue) {
+				if at++; at == nth+1 {
+					moved = k.next(w, i, s, l, q)
+				}
+			})
+			return moved
+		})
+	}
+	for j := range k.n {
+		try(name(i, fmt.Sprint("answers the hello of ", j)), func(w *world) bool { return j != i && k.admit(w, i, j) })
+	}
+	try(name(i, "dials"), func(w *world) bool { return k.dial(w, i) })
+	if p.m.state == StateStarting && !p.m.appReady && (p.m.elder == phaseHeld || p.m.elder == phaseNone && !p.dialing) {
+		feed("calls Ready", event{kind: evAppReady})
+	}
+	if p.m.state == StateDraining || p.m.state == StateRevoked {
+		feed("has drained", event{kind: evDrained})
+	}
+	for t := range timerCount {
+		if p.m.armed&(1<<t) == 0 {
+			continue
+		}
+		feed("times out: "+t.String(), event{kind: evTimer, timer: t})
+		if p.wasStopped {
+			feed("times out late: "+t.String(), event{kind: evTimer, timer: t, late: true})
+		}
+	}
+	if p.m.state == StateStandby {
+		// Silence is real only while the incumbent is stopped. A timer that ran
+		// while this process was stopped itself is late.
+		if e := w.links[i].elder; w.links[i].open && e >= 0 && w.lives(int(e)) && w.procs[e].stopped {
+			feed("finds its incumbent silent", event{kind: evTimer, timer: timerSilent})
+		}
+		if p.wasStopped {
+			feed("finds its incumbent silent, late", event{kind: evTimer, timer: timerSilent, late: true})
+		}
+	}
+	if w.verbs == 0 {
+		return
+	}
+	for _, verb := range []struct {
+		name     string
+		kind     eventKind
+		operator bool // goes to whoever answers the control socket
+	}{
+		{"handover", evHandover, true},
+		{"rollback", evRollback, true},
+		{"withdraw", evWithdraw, true},
+		{"SIGTERM", evStop, false},
+		{"Close", evClose, false},
+	} {
+		if verb.operator && !p.answers {
+			continue
+		}
+		try(name(i, verb.name), func(w *world) bool {
+			w.verbs--
+			k.feed(w, i, event{kind: verb.kind})
+			return true
+		})
+	}
+}
+
+func name(i int, what string) string { return fmt.Sprintf("%c %s", 'A'+rune(i), what) }
