@@ -66,23 +66,22 @@ const (
 type eventKind uint8
 
 const (
-	evHello      eventKind = iota // somebody asks to become the successor (mode)
-	evFrame                       // a frame was read from a link (side, msg)
-	evReset                       // ECONNRESET or EPIPE on a link: not the end, its last words may still be unread
-	evEOF                         // a link was read to its end, or its peer is dead
-	evBad                         // a frame that has no place here
-	evAppReady                    // the program called Ready
-	evStop                        // SIGTERM, Stop, or the operator's stop
-	evClose                       // Close: end at once
-	evDrained                     // nothing is open any more, or the drain deadline has passed
-	evTimer                       // a timer fired (timer, late)
-	evEmpty                       // the link that actPoll named was read empty
-	evHandover                    // the operator's verbs
-	evRollback                    //
-	evWithdraw                    // the request that the present successor came with is withdrawn
-	evNobody                      // there is no incumbent at the path: this process is the first
-	evOutOfTime                   // the program's context ended before Ready was through
-	evReregister                  // (spare) a link to the next incumbent is open and hello is out
+	evHello    eventKind = iota // somebody asks to become the successor (mode)
+	evFrame                     // a frame was read from a link (side, msg)
+	evReset                     // ECONNRESET or EPIPE on a link: not the end, its last words may still be unread
+	evEOF                       // a link was read to its end, or its peer is dead
+	evBad                       // a frame that has no place here
+	evAppReady                  // the program called Ready
+	evStop                      // SIGTERM, Stop, or the operator's stop
+	evClose                     // Close: end at once
+	evDrained                   // nothing is open any more, or the drain deadline has passed
+	evTimer                     // a timer fired (timer, late)
+	evEmpty                     // the link that actPoll named was read empty
+	evHandover                  // the operator's verbs
+	evRollback                  //
+	evWithdraw                  // the request that the present successor came with is withdrawn
+	evNobody                    // there is no incumbent at the path: this process is the first
+	evDialed                    // connected to the incumbent, hello is out
 )
 
 type timerKind uint8
@@ -166,27 +165,26 @@ const (
 type reason string
 
 const (
-	whyNone         reason = ""
-	whyStarting     reason = "starting"      // busy: not serving yet
-	whyHandoff      reason = "handoff"       // busy: another successor is on its way
-	whyProbation    reason = "probation"     // busy: the last handoff can still be taken back
-	whyStopping     reason = "stopping"      // busy: this process is about to end
-	whyReleased     reason = "released"      // busy: the successor answers now, ask again
-	whyRevoking     reason = "revoking"      // busy: a revoked successor may still read an exclusive socket
-	whyDisplaced    reason = "displaced"     // revoke: a spare gives way
-	whyWithdrawn    reason = "withdrawn"     // refuse, revoke: its request was withdrawn
-	whyTimeout      reason = "timeout"       // revoke: an answer did not come in time
-	whyRollback     reason = "rollback"      // revoke: the operator took back
-	whyProtocol     reason = "protocol"      // revoke, abort: a frame that has no place there
-	whyAborted      reason = "aborted"       // the successor gave up by itself
-	whyDied         reason = "died"          // the link ended without a word
-	whyStopped      reason = "stopped"       // plain stop
-	whyHandedOver   reason = "handed_over"   // the good end
-	whyRevoked      reason = "revoked"       // was told to stop after it had served
-	whyRefused      reason = "refused"       // the incumbent refused
-	whySilent       reason = "silent"        // the incumbent is connected but says nothing
-	whyClosed       reason = "closed"        // Close
-	whyContextEnded reason = "context_ended" // the program's context ended
+	whyNone       reason = ""
+	whyStarting   reason = "starting"    // busy: not serving yet
+	whyHandoff    reason = "handoff"     // busy: another successor is on its way
+	whyProbation  reason = "probation"   // busy: the last handoff can still be taken back
+	whyStopping   reason = "stopping"    // busy: this process is about to end
+	whyReleased   reason = "released"    // busy: the successor answers now, ask again
+	whyRevoking   reason = "revoking"    // busy: a revoked successor may still read an exclusive socket
+	whyDisplaced  reason = "displaced"   // revoke: a spare gives way
+	whyWithdrawn  reason = "withdrawn"   // refuse, revoke: its request was withdrawn
+	whyTimeout    reason = "timeout"     // revoke: an answer did not come in time
+	whyRollback   reason = "rollback"    // revoke: the operator took back
+	whyProtocol   reason = "protocol"    // revoke, abort: a frame that has no place there
+	whyAborted    reason = "aborted"     // the successor gave up by itself
+	whyDied       reason = "died"        // the link ended without a word
+	whyStopped    reason = "stopped"     // plain stop
+	whyHandedOver reason = "handed_over" // the good end
+	whyRevoked    reason = "revoked"     // was told to stop after it had served
+	whyRefused    reason = "refused"     // the incumbent refused
+	whySilent     reason = "silent"      // the incumbent is connected but says nothing
+	whyClosed     reason = "closed"      // Close
 )
 
 // outcome is how far a handoff came, as its request id shows it in the status.
@@ -273,8 +271,6 @@ func (m *machine) step(ev event) []action {
 		o.stop()
 	case evClose:
 		o.close()
-	case evOutOfTime:
-		o.outOfTime()
 	case evDrained:
 		if m.state == StateDraining || m.state == StateRevoked {
 			o.leave()
@@ -293,7 +289,7 @@ func (m *machine) step(ev event) []action {
 		m.elder = phaseNone
 		o.do(action{kind: actAnswer})
 		o.serveIfReady()
-	case evReregister:
+	case evDialed:
 		m.elder = phaseHello
 		o.start(timerOffer)
 	}

@@ -129,13 +129,6 @@ func (o *steps) plainStop() {
 	o.do(action{kind: actDrain, plain: true})
 }
 
-// outOfTime: Ready's context ended. Before it serves a process leaves.
-func (o *steps) outOfTime() {
-	if o.m.state == StateStarting || o.m.state == StateStandby {
-		o.close()
-	}
-}
-
 // close ends this process at once.
 func (o *steps) close() {
 	m := o.m

@@ -38,10 +38,10 @@ func (o *steps) hello(mode Takeover) {
 // dismiss revokes a successor that was never told to serve.
 func (o *steps) dismiss(why reason) {
 	o.stopTimers(sideYounger)
+	o.outcome(outcomeFailed, why)
 	o.send(sideYounger, msgRevoke, why)
 	o.do(action{kind: actCloseLink, side: sideYounger})
 	o.m.younger, o.m.wanted = phaseNone, false
-	o.outcome(outcomeFailed, why)
 	o.stopIfAsked()
 }
 
@@ -132,6 +132,7 @@ func (o *steps) takeBack(why reason, confirmed bool) {
 	m := o.m
 	o.stopTimers(sideYounger)
 	m.state, m.hurry = StateServing, false
+	o.outcome(outcomeRolledBack, why)
 	if confirmed {
 		o.do(action{kind: actCloseLink, side: sideYounger})
 	} else {
@@ -147,7 +148,6 @@ func (o *steps) takeBack(why reason, confirmed bool) {
 	if !m.held {
 		o.do(action{kind: actResumeExclusive})
 	}
-	o.outcome(outcomeRolledBack, why)
 }
 
 // youngerEnded: the successor died, or ended by its own word.
@@ -168,9 +168,9 @@ func (o *steps) youngerEnded(why reason, word bool) {
 		m.younger = phaseNone
 	default:
 		o.stopTimers(sideYounger)
+		o.outcome(outcomeFailed, why)
 		o.do(action{kind: actCloseLink, side: sideYounger})
 		m.younger, m.wanted = phaseNone, false
-		o.outcome(outcomeFailed, why)
 		o.stopIfAsked()
 	}
 }

@@ -103,7 +103,6 @@ func (o *steps) elderEnded() {
 		return
 	}
 	o.stopTimers(sideElder)
-	o.do(action{kind: actCloseLink, side: sideElder})
 	m.elder = phaseNone
 	switch was {
 	case phaseHello, phaseOffer, phaseHeld:
@@ -122,6 +121,7 @@ func (o *steps) elderEnded() {
 	case phaseServing, phaseReleased:
 		o.alone(whyDied)
 	}
+	o.do(action{kind: actCloseLink, side: sideElder})
 }
 
 // appReady: the program is ready to serve.

@@ -402,7 +402,7 @@ func (k *walker) dial(w *world, i int) bool {
 	}
 	*l = walkLink{open: true, role: roleQueued, elder: -1}
 	l.up.put(k, word{msg: msgHello})
-	k.feed(w, i, event{kind: evReregister})
+	k.feed(w, i, event{kind: evDialed})
 	return true
 }
 

@@ -1,0 +1,353 @@
+package handoff
+
+import (
+	"cmp"
+	"context"
+	"errors"
+	"fmt"
+	"log/slog"
+	"net"
+	"os"
+	"time"
+)
+
+// Environment variables that a deploy tool sets for the successor it starts.
+const (
+	EnvSocket  = "HANDOFF_SOCKET"  // the control socket's path; default of Config.Socket
+	EnvRequest = "HANDOFF_REQUEST" // the request that this start answers; default of Config.Request
+)
+
+// Config says how a process takes part. The zero value works once Socket, or
+// HANDOFF_SOCKET, names the control socket. A Config is read by Start only.
+type Config struct {
+	// Socket is the control socket's path, one per service, at most 107 bytes,
+	// in a directory that no other user may write. "" is $HANDOFF_SOCKET.
+	Socket string
+
+	// Label names this version in logs and status; at most 128 bytes.
+	Label string
+
+	// Takeover says when to take over from an incumbent. The zero value is Auto.
+	Takeover Takeover
+
+	// Request is the id under which a deploy tool follows this start, at most
+	// 128 bytes. "" is $HANDOFF_REQUEST, which may be empty too.
+	Request string
+
+	// ReadyTimeout is how long a successor of this process may take from having
+	// its sockets to Ready. 0 is 30 s; negative is 24 h.
+	ReadyTimeout time.Duration
+
+	// Probation is how long this process, having handed over, can take back by
+	// itself. 0 is 5 s; negative is none: release follows commit at once.
+	Probation time.Duration
+
+	// DrainTimeout bounds the drain: what is open after it is cut and counted.
+	// 0 is 30 s; negative cuts at once.
+	DrainTimeout time.Duration
+
+	// StepTimeout bounds each answer of the peer during a handoff, other than
+	// Ready. 0 is 5 s; negative is 24 h.
+	StepTimeout time.Duration
+
+	// AllowUIDs and AllowGIDs say who may be the peer, successor, incumbent or
+	// operator. Both empty: this process's own user and root.
+	AllowUIDs, AllowGIDs []uint32
+
+	// Files are the names of descriptors other than sockets that this program
+	// will ask for with File. A spare can't have any, because a file that the
+	// program already uses can't be exchanged under it.
+	Files []string
+
+	// Logger gets every line of this process's part; each has the generation
+	// and, during a handoff, its id. nil is slog.Default().
+	Logger *slog.Logger
+
+	// OnState, if set, is called at each change, in order, before the change
+	// takes effect: a process that is told it is parked is told so before its
+	// successor serves. It must return soon and must not wait for methods of
+	// the Process; State, Generation and Stop may be called.
+	OnState func(from, to State)
+}
+
+// withDefaults resolves zero values and refuses what can't work.
+func (c Config) withDefaults() (Config, error) {
+	c.Socket = cmp.Or(c.Socket, os.Getenv(EnvSocket))
+	c.Request = cmp.Or(c.Request, os.Getenv(EnvRequest))
+	if c.Logger == nil {
+		c.Logger = slog.Default()
+	}
+	for _, d := range []struct {
+		v              *time.Duration
+		zero, negative time.Duration
+	}{
+		{&c.ReadyTimeout, 30 * time.Second, 24 * time.Hour},
+		{&c.Probation, 5 * time.Second, 0},
+		{&c.DrainTimeout, 30 * time.Second, 0},
+		{&c.StepTimeout, 5 * time.Second, 24 * time.Hour},
+	} {
+		switch {
+		case *d.v == 0:
+			*d.v = d.zero
+		case *d.v < 0:
+			*d.v = d.negative
+		}
+	}
+	switch {
+	case c.Socket == "":
+		return c, fmt.Errorf("handoff: no control socket: set Config.Socket or %s", EnvSocket)
+	case c.Takeover > Never:
+		return c, fmt.Errorf("handoff: %v is no way to take over", c.Takeover)
+	case len(c.Label) > maxNameLen || len(c.Request) > maxNameLen:
+		return c, fmt.Errorf("handoff: label and request id have at most %d bytes", maxNameLen)
+	case len(c.Files) > 0 && c.Takeover == Spare:
+		return c, errors.New("handoff: a spare can't ask for files")
+	case len(c.Files) > maxFileNames:
+		return c, fmt.Errorf("handoff: %d files are asked for, at most %d can be", len(c.Files), maxFileNames)
+	}
+	for _, name := range c.Files {
+		if err := checkName(name); err != nil {
+			return c, fmt.Errorf("handoff: Config.Files: %w", err)
+		}
+	}
+	return c, nil
+}
+
+// Start joins the chain of generations at cfg.Socket. Where an incumbent serves
+// it is asked for its sockets, and Start returns once they are here; where
+// there is none, this process is generation 1. While the incumbent is busy with
+// another handoff, Start asks again until ctx ends.
+//
+// The Process must be ended with Wait or Close. Until Ready nothing has changed
+// for the incumbent: Close, or the end of this process, leaves it serving.
+//
+// Errors: ErrIncumbent (Takeover is Never and somebody serves), ErrRefused,
+// ErrSilent, ErrPermission, ErrDirectory, ErrNotSocket, ErrNotHandoff,
+// ErrPathTooLong, ErrForeignNetns, ErrProtocol; docs/errors.md says what to do.
+func Start(ctx context.Context, cfg Config) (*Process, error) {
+	cfg, err := cfg.withDefaults()
+	if err != nil {
+		return nil, err
+	}
+	p := newProcess(cfg)
+	go p.run()
+	if err := p.join(ctx); err != nil {
+		p.Close()
+		return nil, err
+	}
+	return p, nil
+}
+
+// Listen returns the listener that was inherited under this address, or a fresh
+// one: the same call in both cases. The address as written is the socket's
+// name, so that "127.0.0.1:0" is inherited too. Networks are tcp, tcp4, tcp6
+// and unix.
+//
+// Accept blocks until this process serves and while it is parked; it returns
+// net.ErrClosed when it no longer serves for good. A fresh listener refuses
+// connections until this process serves, so that nobody waits in the queue of a
+// standby. Closing the listener gives the socket up; otherwise the Process
+// closes it. Safe for concurrent use.
+func (p *Process) Listen(ctx context.Context, network, address string) (net.Listener, error) {
+	return p.ListenSocket(ctx, Socket{Network: network, Address: address})
+}
+
+// ListenPacket is Listen for packet sockets: udp, udp4, udp6 and unixgram.
+// ReadFrom blocks while this process does not serve; WriteTo works as long as
+// the Process lives.
+func (p *Process) ListenPacket(ctx context.Context, network, address string) (net.PacketConn, error) {
+	return p.ListenPacketSocket(ctx, Socket{Network: network, Address: address})
+}
+
+// Socket names a socket that a program wants.
+type Socket struct {
+	// Name is what the socket is called from version to version, at most 128
+	// bytes. "" is Address as written. A TCP and a UDP socket may share a name.
+	Name string
+
+	// Network is as for Listen or ListenPacket.
+	Network string
+
+	// Address is as for net.Listen. An inherited socket is taken if it has the
+	// name and was asked for by the same address, or is bound to it; a socket
+	// bound to this address under another name is taken too, so that sockets
+	// can be renamed. If the address under a name changes, a fresh socket is
+	// opened and the old one is reported as unclaimed.
+	Address string
+
+	// Exclusive declares that two processes must never own the socket at the
+	// same time, not even for an instant: after a take-back it resumes only
+	// when the successor has confirmed or died. For sockets with state, such as
+	// QUIC's.
+	Exclusive bool
+}
+
+// ListenSocket is Listen for a Socket.
+func (p *Process) ListenSocket(ctx context.Context, s Socket) (net.Listener, error) {
+	all, err := p.ListenGroup(ctx, s, 0)
+	if err != nil {
+		return nil, err
+	}
+	return all[0], nil
+}
+
+// ListenGroup returns n listeners on one address, an SO_REUSEPORT group whose
+// every member is handed over. If the successor asks for fewer, the rest is
+// served by the incumbent until release and then closed. n = 0 is one listener
+// without SO_REUSEPORT.
+func (p *Process) ListenGroup(ctx context.Context, s Socket, n int) ([]net.Listener, error) {
+	all, err := p.open(ctx, s, n, kindStream)
+	if err != nil {
+		return nil, err
+	}
+	lns := make([]net.Listener, len(all))
+	for i, s := range all {
+		lns[i] = s.listener
+	}
+	return lns, nil
+}
+
+// ListenPacketSocket is ListenPacket for a Socket.
+func (p *Process) ListenPacketSocket(ctx context.Context, s Socket) (net.PacketConn, error) {
+	all, err := p.ListenPacketGroup(ctx, s, 0)
+	if err != nil {
+		return nil, err
+	}
+	return all[0], nil
+}
+
+// ListenPacketGroup is ListenGroup for packet sockets.
+func (p *Process) ListenPacketGroup(ctx context.Context, s Socket, n int) ([]net.PacketConn, error) {
+	all, err := p.open(ctx, s, n, kindPacket)
+	if err != nil {
+		return nil, err
+	}
+	conns := make([]net.PacketConn, len(all))
+	for i, s := range all {
+		conns[i] = s.packet
+	}
+	return conns, nil
+}
+
+// File returns the descriptor that was inherited under this name, which
+// Config.Files must list, or what open returns. The caller owns the file that
+// is returned; the Process keeps a duplicate to hand over.
+func (p *Process) File(name string, open func() (*os.File, error)) (*os.File, error) {
+	return p.openFile(name, open)
+}
+
+// Ready tells that this program can serve, and returns when it does: at once as
+// generation 1, after the incumbent's commit as its successor. A standby waits
+// here; OnState tells it is one. The error says why this process will not
+// serve: ErrRefused, ErrRevoked, ErrStopped, ErrProtocol, or what went wrong
+// when the sockets were to be served. If ctx ends, Ready returns its error and
+// changes nothing: call it again, or Close.
+func (p *Process) Ready(ctx context.Context) error {
+	p.post(func() { p.feed(event{kind: evAppReady}) })
+	select {
+	case <-p.serving:
+		return nil
+	case <-p.done:
+		select {
+		case <-p.serving: // it served, and has handed over already
+			return nil
+		default:
+		}
+		if err := p.Err(); err != nil {
+			return err
+		}
+		return ErrStopped
+	case <-ctx.Done():
+		return context.Cause(ctx)
+	}
+}
+
+// Done is closed when this process does not serve any more and never will: it
+// was released, revoked, stopped or refused. Then finish what is open and call
+// Close, or let Wait do both.
+func (p *Process) Done() <-chan struct{} { return p.done }
+
+// Err says why Done is closed: nil before, and after a handoff or a stop;
+// otherwise ErrRevoked, ErrRefused or what else happened.
+func (p *Process) Err() error {
+	p.mu.Lock()
+	defer p.mu.Unlock()
+	return p.err
+}
+
+// State is what this process is doing now. Safe for concurrent use.
+func (p *Process) State() State {
+	p.mu.Lock()
+	defer p.mu.Unlock()
+	return p.state
+}
+
+// Generation is this process's number in the chain, 0 until the incumbent has
+// assigned it. Safe for concurrent use.
+func (p *Process) Generation() uint64 {
+	p.mu.Lock()
+	defer p.mu.Unlock()
+	return p.generation
+}
+
+// Logger is Config.Logger with the generation and the id of the handoff under
+// way, or of the last one: with it, one search for the id shows a handoff whole,
+// in the lines of both processes. Ask for it anew for each line. Safe for
+// concurrent use.
+func (p *Process) Logger() *slog.Logger {
+	p.mu.Lock()
+	defer p.mu.Unlock()
+	l := p.cfg.Logger.With("generation", p.generation)
+	if p.handoff != "" {
+		l = l.With("handoff", p.handoff)
+	}
+	return l
+}
+
+// Unclaimed lists the inherited sockets that this program did not ask for; they
+// were closed here at Ready, and the incumbent closes them at release.
+func (p *Process) Unclaimed() []string {
+	p.mu.Lock()
+	defer p.mu.Unlock()
+	return append([]string(nil), p.unclaimed...)
+}
+
+// Stop is what SIGTERM means in the present state. A process that serves hands
+// over to its standby if there is one, waits for a successor that is starting,
+// and otherwise stops accepting and drains. In probation the incumbent releases
+// at once, and the successor gives back. A process that does not serve yet
+// leaves. Stop does not block; Done and Wait tell the rest.
+func (p *Process) Stop() { p.post(func() { p.feed(event{kind: evStop}) }) }
+
+// Report says how a process ended.
+type Report struct {
+	Reason   string         // handed_over, stopped, revoked, closed, …
+	Open     map[string]int // connections that were open when the drain began, by kind
+	Cut      map[string]int // connections that were cut at the deadline, by kind
+	Duration time.Duration  // of the drain
+}
+
+// Wait waits until this process no longer serves and its HTTP connections are
+// finished, or cut at the drain deadline; then it says goodbye and closes
+// everything. The error is that of Err, or of ctx, which only ends the waiting.
+func (p *Process) Wait(ctx context.Context) (Report, error) {
+	p.post(func() { p.waited = true; p.drainedIfDone() })
+	select {
+	case <-p.joined:
+		p.mu.Lock()
+		defer p.mu.Unlock()
+		return p.report, p.err
+	case <-ctx.Done():
+		return Report{}, context.Cause(ctx)
+	}
+}
+
+// Close ends this process's part at once, without draining: before Ready it
+// leaves the incumbent serving; in probation and with a standby the other side
+// goes on; otherwise the service ends. It returns when everything this Process
+// opened is closed. Closing twice is no error.
+func (p *Process) Close() error {
+	p.post(func() { p.feed(event{kind: evClose}) })
+	<-p.joined
+	return nil
+}

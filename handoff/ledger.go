@@ -1,0 +1,51 @@
+package handoff
+
+import "slices"
+
+// ledger remembers how requests went, by the id that a deploy tool gave. It
+// travels from generation to generation, so that asking again after the
+// successor answers still finds the outcome. The zero value is empty.
+type ledger struct {
+	all  []RequestStatus // oldest first, at most maxRequests
+	verb string          // the id of the operator's handover under way
+}
+
+const outcomeWithdrawn = "withdrawn"
+
+func (g *ledger) find(id string) (RequestStatus, bool) {
+	i := slices.IndexFunc(g.all, func(r RequestStatus) bool { return r.ID == id })
+	if id == "" || i < 0 {
+		return RequestStatus{}, false
+	}
+	return g.all[i], true
+}
+
+// set records the outcome of a request; one without an id is nobody's.
+func (g *ledger) set(r RequestStatus) {
+	if r.ID == "" {
+		return
+	}
+	r.Reason = clip(r.Reason)
+	g.all = slices.DeleteFunc(g.all, func(o RequestStatus) bool { return o.ID == r.ID })
+	if len(g.all) >= maxRequests {
+		g.all = slices.Delete(g.all, 0, len(g.all)-maxRequests+1)
+	}
+	g.all = append(g.all, r)
+}
+
+// merge takes over what the incumbent remembers.
+func (g *ledger) merge(theirs []RequestStatus) {
+	for _, r := range theirs {
+		if mine, ok := g.find(r.ID); !ok || mine.Time.Before(r.Time) {
+			g.set(r)
+		}
+	}
+}
+
+func (g *ledger) list() []RequestStatus { return slices.Clone(g.all) }
+
+// withdrawn says that a hello with this id comes too late.
+func (g *ledger) withdrawn(id string) bool {
+	r, ok := g.find(id)
+	return ok && r.Outcome == outcomeWithdrawn
+}

@@ -1,0 +1,244 @@
+package handoff
+
+import (
+	"errors"
+	"fmt"
+	"io"
+	"net"
+)
+
+// link is one end of the connection between an incumbent and its successor. Its
+// reader turns what arrives into functions for run, in the order of arrival.
+type link struct {
+	p      *Process
+	c      *conn
+	side   side // owned by run
+	closed bool // owned by run
+	peer   program
+	mode   Takeover
+	files  []string // names of files that the successor asked for
+	id     string   // of the handoff
+	number uint64   // the other end's generation
+}
+
+// errLink is what a frame that can't be believed is reported as.
+var errLink = errors.New("frame out of place")
+
+// read runs until the link ends or is closed.
+func (l *link) read() {
+	for {
+		b, fds, err := l.c.receive()
+		switch {
+		case err == nil:
+			l.deliver(b, fds)
+		case errors.Is(err, errInterrupted):
+			if !l.readEmpty() {
+				return
+			}
+		case !l.broken(err):
+			return
+		}
+	}
+}
+
+// readEmpty delivers what is queued and then says that nothing is. It runs in
+// the reader, so nothing that was read before is still on its way.
+func (l *link) readEmpty() (goOn bool) {
+	for {
+		b, fds, ok, err := l.c.receiveNow()
+		switch {
+		case err != nil:
+			if !l.broken(err) {
+				l.p.post(func() { l.p.feedFrom(l, event{kind: evEmpty}) })
+				return false
+			}
+		case !ok:
+			l.p.post(func() { l.p.feedFrom(l, event{kind: evEmpty}) })
+			return true
+		default:
+			l.deliver(b, fds)
+		}
+	}
+}
+
+// broken reports a read error; false means that there is nothing more to read.
+func (l *link) broken(err error) (goOn bool) {
+	switch {
+	case errors.Is(err, net.ErrClosed):
+		return false
+	case errors.Is(err, errReset):
+		l.p.post(func() { l.p.feedFrom(l, event{kind: evReset}) })
+		return true
+	case errors.Is(err, io.EOF):
+		l.p.post(func() { l.p.feedFrom(l, event{kind: evEOF}) })
+		return false
+	case errors.Is(err, ErrTruncated), errors.Is(err, errEmptyFrame):
+		l.p.post(func() { l.p.badFrame(l, err) })
+		return true
+	}
+	l.p.post(func() {
+		if !l.closed {
+			l.p.Logger().Error("a link can't be read", "error", err)
+		}
+		l.p.feedFrom(l, event{kind: evEOF})
+	})
+	return false
+}
+
+// deliver decodes one message and hands it to run, which owns fds from then on.
+func (l *link) deliver(b []byte, fds []*descriptor) {
+	f, err := decode(b)
+	posted := l.p.post(func() {
+		switch {
+		case l.closed:
+			closeAll(fds)
+		case errors.Is(err, errUnknownType):
+			closeAll(fds)
+			l.send(&frame{Type: msgError, Code: "unknown_type", Text: "this frame's type is not known here"})
+		case err != nil:
+			closeAll(fds)
+			l.p.badFrame(l, err)
+		default:
+			l.p.frameArrived(l, f, fds)
+		}
+	})
+	if !posted {
+		closeAll(fds)
+	}
+}
+
+// poll makes the reader read the link empty and say so.
+func (l *link) poll() { l.c.interrupt() }
+
+// send sends one frame. An error is no news: a peer that is gone is noticed by
+// reading, because its last words may still be there to read.
+func (l *link) send(f *frame, fds ...*descriptor) {
+	b, err := f.encode()
+	if err == nil {
+		err = l.c.send(b, fds...)
+	}
+	if err != nil {
+		l.p.Logger().Debug("frame not sent", "frame", f.Type.String(), "error", err)
+	}
+}
+
+func (l *link) close() {
+	if l != nil && !l.closed {
+		l.closed = true
+		l.c.Close()
+	}
+}
+
+// feedFrom feeds an event that came from a link, unless it was closed here.
+func (p *Process) feedFrom(l *link, ev event) {
+	ev.side = l.side
+	if l.closed && ev.kind != evEmpty {
+		return
+	}
+	if l.side == sideRetired && ev.kind == evEOF {
+		defer p.forget(l)
+	}
+	p.feed(ev)
+}
+
+// forget closes a retired link that has ended.
+func (p *Process) forget(l *link) {
+	delete(p.retired, l)
+	l.close()
+}
+
+// badFrame: the peer sent what can't be believed.
+func (p *Process) badFrame(l *link, err error) {
+	if l.closed {
+		return
+	}
+	p.Logger().Error("the peer broke the protocol", "peer_pid", l.peer.PID, "peer_generation", l.number, "error", err)
+	if l.side == sideElder && p.fault == nil {
+		p.fault = fmt.Errorf("%w: %w", ErrProtocol, err)
+	}
+	p.feed(event{kind: evBad, side: l.side})
+}
+
+// frameArrived looks at what a frame carries, then tells the machine.
+func (p *Process) frameArrived(l *link, f *frame, fds []*descriptor) {
+	if f.Type != msgSockets && len(fds) > 0 {
+		closeAll(fds)
+		p.badFrame(l, fmt.Errorf("%w: %s carries %d descriptors", errLink, f.Type, len(fds)))
+		return
+	}
+	var err error
+	ev := event{kind: evFrame, side: l.side, msg: f.Type, why: f.Reason, last: f.Last}
+	switch l.side {
+	case sideElder:
+		err = p.fromElder(l, f, fds)
+	case sideYounger:
+		ev.last, err = p.fromYounger(l, f)
+	}
+	switch {
+	case err != nil:
+		p.badFrame(l, err)
+	case f.Type == msgError && l.side == sideElder && p.m.elder == phaseHello:
+		p.fault = fmt.Errorf("%w: %s", ErrRefused, f.Text)
+		p.feed(event{kind: evFrame, side: sideElder, msg: msgRefuse})
+	case f.Type == msgError:
+		// An error is never answered, and changes nothing.
+		p.Logger().Warn("the peer reports an error", "code", f.Code, "text", f.Text)
+	case f.Type == msgRejected:
+		// Part of ready, which follows.
+	default:
+		p.feed(ev)
+		if l.side == sideRetired && (f.Type == msgRevoked || f.Type == msgAbort || f.Type == msgBye) {
+			p.forget(l)
+		}
+	}
+}
+
+// closeLink drops the link on side s.
+func (p *Process) closeLink(s side) {
+	l := p.link(s)
+	l.close()
+	switch s {
+	case sideElder:
+		p.living.lost(l)
+		p.elder = nil
+	case sideYounger:
+		p.younger = nil
+		if p.m.state == StateDraining && !p.finished {
+			p.work.Go(p.register)
+		}
+	}
+}
+
+// sendFrame gives the machine's words what they carry.
+func (p *Process) sendFrame(a action) {
+	l := p.link(a.side)
+	if l == nil {
+		return
+	}
+	f := &frame{Type: a.msg, Reason: a.why}
+	switch a.msg {
+	case msgBusy:
+		f.RetryMS = busyRetryMS
+		f.Text = busyText(a.why)
+	case msgWelcome:
+		p.welcome(f)
+	case msgGot:
+		f.N = p.intake.n
+	case msgReady:
+		p.readyFrame(l, f)
+	case msgRelease:
+		f.Requests = p.ledger.list()
+	case msgRevoke:
+		f.Text = revokeText(a.why)
+		p.Logger().Warn("the successor is told to stop", "reason", string(a.why), "successor_pid", l.peer.PID)
+	case msgDraining:
+		f.Self, f.Older = p.self(), p.living.older()
+	}
+	l.send(f)
+}
+
+func closeAll(fds []*descriptor) {
+	for _, d := range fds {
+		d.Close()
+	}
+}

@@ -1,0 +1,214 @@
+package handoff
+
+import (
+	"cmp"
+	"context"
+	"slices"
+	"time"
+)
+
+// Which generations live, and what they do: the older ones report while they
+// drain, through the link or, once their successor has gone too, by registering
+// with whoever serves.
+
+// reportEvery is how often a draining process reports.
+const reportEvery = 500 * time.Millisecond
+
+// living is what this process knows of older generations. The zero value knows
+// none. It is owned by run.
+type living struct {
+	reports map[any][]GenerationStatus // by the link or connection that told
+}
+
+// report takes what a draining process says of itself and of older ones.
+func (v *living) report(from any, f *frame) {
+	if v.reports == nil {
+		v.reports = map[any][]GenerationStatus{}
+	}
+	all := slices.Clone(f.Older)
+	if f.Self != nil {
+		all = append(all, *f.Self)
+	}
+	v.reports[from] = all
+}
+
+func (v *living) lost(from any) { delete(v.reports, from) }
+
+// older lists what was reported, oldest first.
+func (v *living) older() []GenerationStatus {
+	var all []GenerationStatus
+	for _, r := range v.reports {
+		all = append(all, r...)
+	}
+	slices.SortFunc(all, func(a, b GenerationStatus) int { return cmp.Compare(a.Generation, b.Generation) })
+	all = slices.CompactFunc(all, func(a, b GenerationStatus) bool { return a.Generation == b.Generation })
+	if len(all) > maxOlder {
+		all = all[len(all)-maxOlder:]
+	}
+	return all
+}
+
+// self is this process as the status shows it.
+func (p *Process) self() *GenerationStatus {
+	g := p.describe(p.program, p.m.state)
+	g.Takeover = p.cfg.Takeover.String()
+	g.Handoff = p.handoff
+	g.Open = p.openConnections()
+	g.Sockets, g.Unclaimed = p.sockets.count()
+	if p.m.state == StateParked || p.m.state == StateDraining || p.m.state == StateRevoked {
+		g.LeftSeconds = max(0, time.Until(p.deadline).Seconds())
+	}
+	return &g
+}
+
+func (p *Process) describe(who program, s State) GenerationStatus {
+	return GenerationStatus{
+		Generation: who.Generation, State: s.String(), PID: who.PID, Label: who.Label, Request: who.Request,
+		Started: who.Started, AgeSeconds: max(0, time.Since(who.Started).Seconds()),
+	}
+}
+
+// status is the whole picture as this process sees it.
+func (p *Process) status() *Status {
+	all := p.living.older()
+	if l := p.elder; l != nil && l.number > 0 && p.living.reports[l] == nil {
+		g := p.describe(l.peer, map[phase]State{phaseServing: StateParked, phaseReleased: StateReleasing}[p.m.elder])
+		if p.m.elder < phaseServing {
+			g.State = StateServing.String()
+		}
+		all = append(all, g)
+	}
+	all = append(all, *p.self())
+	if l := p.younger; l != nil {
+		who := l.peer
+		who.Generation = l.number
+		state := StateServing
+		switch p.m.younger {
+		case phaseOffer, phaseHeld:
+			state = StateStarting
+		case phaseReady, phaseServe:
+			state = StateStandby
+		}
+		g := p.describe(who, state)
+		g.Takeover, g.Handoff = l.mode.String(), l.id
+		if p.m.younger >= phaseReady {
+			g.Sockets = p.offer.took
+		}
+		all = append(all, g)
+	}
+	slices.SortStableFunc(all, func(a, b GenerationStatus) int { return cmp.Compare(a.Generation, b.Generation) })
+	return &Status{
+		Schema: 1, Socket: p.cfg.Socket, Instance: p.instance, Revision: p.revision, Time: time.Now(),
+		Generation: p.Generation(), PID: p.program.PID, Generations: all, Requests: p.ledger.list(), Last: p.last,
+	}
+}
+
+// count is how many sockets are held, and which the present successor does not take.
+func (set *socketSet) count() (n int, unclaimed []string) {
+	set.mu.Lock()
+	defer set.mu.Unlock()
+	for _, s := range set.claimed {
+		if s.rejected {
+			unclaimed = append(unclaimed, s.String())
+		}
+	}
+	return len(set.claimed), clipList(unclaimed)
+}
+
+// list describes the named set to operators.
+func (set *socketSet) list(state State) []SocketInfo {
+	set.mu.Lock()
+	defer set.mu.Unlock()
+	var all []SocketInfo
+	add := func(s *socket, what string) {
+		i := SocketInfo{
+			Index: len(all), Name: s.item.Name, Network: s.item.Network, Address: s.item.Local,
+			Asked: s.item.Asked, Exclusive: s.item.Exclusive, State: what,
+		}
+		if s.d != nil {
+			if facts, err := s.d.facts(); err == nil {
+				i.Inode = facts.inode
+			}
+		}
+		all = append(all, i)
+	}
+	for _, s := range set.claimed {
+		what := "fresh"
+		switch {
+		case s.item.Kind == kindFile:
+			what = "file"
+		case s.rejected:
+			what = "unclaimed"
+		case state == StateParked || state == StateReleasing:
+			what = "parked"
+		case s.index >= 0:
+			what = "inherited"
+		}
+		add(s, what)
+	}
+	for _, u := range set.unclaimed {
+		add(u, "unclaimed")
+	}
+	return all
+}
+
+// reportDraining tells the successor how the drain goes, again and again.
+func (p *Process) reportDraining() {
+	p.work.Go(func() {
+		tick := time.NewTicker(reportEvery)
+		defer tick.Stop()
+		for {
+			select {
+			case <-tick.C:
+			case <-p.life.Done():
+				return
+			}
+			p.post(func() {
+				if p.younger != nil && p.m.younger == phaseDraining {
+					p.younger.send(&frame{Type: msgDraining, Self: p.self(), Older: p.living.older()})
+				}
+			})
+		}
+	})
+}
+
+// register reports to whoever serves once the link that this process drained
+// under has ended, so that every living generation is in the status.
+func (p *Process) register() {
+	for p.life.Err() == nil {
+		if c, err := p.dialOwn(); err == nil {
+			p.reportOn(c)
+			c.Close()
+		}
+		p.pause()
+	}
+}
+
+func (p *Process) pause() {
+	ctx, cancel := context.WithTimeout(p.life, reportEvery)
+	defer cancel()
+	<-ctx.Done()
+}
+
+// reportOn registers on c and reports until the other end is gone.
+func (p *Process) reportOn(c *conn) {
+	for kind := msgRegister; ; kind = msgDraining {
+		f := &frame{Type: kind}
+		if !p.ask(func() { f.Self, f.Older = p.self(), p.living.older() }) || say(c, f) != nil {
+			return
+		}
+		p.pause()
+	}
+}
+
+// hearRegistered keeps what a draining process reports, until it is gone.
+func (p *Process) hearRegistered(c *conn, f *frame) {
+	defer p.post(func() { p.living.lost(c); p.changed() })
+	for {
+		p.post(func() { p.living.report(c, f); p.changed() })
+		var err error
+		if f, err = p.question(c); err != nil || f.Type != msgDraining {
+			return
+		}
+	}
+}

@@ -1,0 +1,460 @@
+package handoff
+
+import (
+	"context"
+	"crypto/rand"
+	"errors"
+	"fmt"
+	"log/slog"
+	"maps"
+	"os"
+	"sync"
+	"time"
+)
+
+// Process is one process's part in the chain of generations. It is made by
+// Start and ended by Wait or Close. Its methods are safe for concurrent use,
+// and several Processes may live in one program.
+//
+// One goroutine, run, owns the state machine and everything below it that is
+// not guarded by mu; the others hand it functions.
+type Process struct {
+	cfg      Config
+	instance string // tells one process from another where generations can't
+	started  time.Time
+	program  program
+	sockets  socketSet
+	drainers struct {
+		sync.Mutex
+		all   []drainer
+		begun bool
+		plain bool
+		until time.Time
+	}
+
+	inbox   chan func()
+	serving chan struct{} // closed when it serves for the first time
+	done    chan struct{} // closed when it no longer serves for good
+	gone    chan struct{} // closed when run has ended
+	joined  chan struct{} // closed when every goroutine has
+	life    context.Context
+	die     context.CancelFunc
+	work    sync.WaitGroup // everything but run
+
+	mu         sync.Mutex
+	state      State
+	generation uint64
+	handoff    string // id of the handoff under way, or of the last one
+	err        error
+	unclaimed  []string
+	report     Report
+
+	// Owned by run.
+	m        machine
+	timers   [timerCount]*runningTimer
+	elder    *link
+	younger  *link
+	asker    *link // whose hello is being answered
+	retired  map[*link]bool
+	control  controlSocket
+	attempt  chan attempt // where join waits; nil: nobody does
+	offer    offer
+	intake   intake
+	ledger   ledger
+	living   living
+	next     uint64 // the last number that was given to a successor
+	last     *HandoffStatus
+	fault    error // what a coming end is due to
+	answer   reply // to the operator's verb under way
+	watchers []chan struct{}
+	revision uint64
+	waited   bool // the program calls Wait: the drain may end by itself
+	drainEnd *time.Timer
+	deadline time.Time // of probation or drain
+	began    time.Time // of the drain
+	shut     []*listener
+	finished bool // everything that can drain has
+}
+
+func newProcess(cfg Config) *Process {
+	p := &Process{
+		cfg: cfg, instance: rand.Text()[:12], started: time.Now(),
+		inbox: make(chan func(), 64), serving: make(chan struct{}), done: make(chan struct{}), gone: make(chan struct{}), joined: make(chan struct{}),
+		retired: map[*link]bool{},
+	}
+	p.life, p.die = context.WithCancel(context.Background())
+	p.program = program{PID: os.Getpid(), Label: cfg.Label, Request: cfg.Request, Started: p.started}
+	p.m.mode, p.m.probation = cfg.Takeover, cfg.Probation > 0
+	return p
+}
+
+// post hands f to run; after the end f is dropped and post says false.
+func (p *Process) post(f func()) bool {
+	select {
+	case p.inbox <- f:
+		return true
+	case <-p.gone:
+		return false
+	}
+}
+
+// ask is post, and waits until f is done.
+func (p *Process) ask(f func()) bool {
+	done := make(chan struct{})
+	if !p.post(func() { defer close(done); f() }) {
+		return false
+	}
+	select {
+	case <-done:
+		return true
+	case <-p.gone:
+		return false
+	}
+}
+
+// run obeys the machine until it is gone, then closes what is left.
+func (p *Process) run() {
+	for p.m.state != StateGone {
+		f := <-p.inbox
+		f()
+	}
+	p.die()
+	if p.drainEnd != nil {
+		p.drainEnd.Stop()
+	}
+	for _, t := range p.timers {
+		t.stop()
+	}
+	for l := range p.retired {
+		l.close()
+	}
+	p.control.close()
+	p.sockets.stop()
+	p.changed()
+	close(p.gone)
+	p.control.closeConns()
+	p.work.Wait()
+	close(p.joined)
+}
+
+func (p *Process) logger() *slog.Logger { return p.Logger() }
+
+// feed gives the machine an event and does what it says. Actions may raise
+// further events, which are fed after them.
+func (p *Process) feed(ev event) {
+	before := p.m.state
+	acts := p.m.step(ev)
+	if p.m.state != before {
+		p.stateChanged(before, p.m.state)
+	}
+	for _, a := range acts {
+		p.perform(a)
+	}
+	if p.attempt != nil && p.m.got && p.m.elder != phaseOffer {
+		// Everything is here, or the incumbent died and what is here must do.
+		p.attempt <- attempt{}
+		p.attempt = nil
+	}
+	p.changed()
+}
+
+func (p *Process) stateChanged(from, to State) {
+	p.mu.Lock()
+	p.state = to
+	p.mu.Unlock()
+	p.Logger().Info("state", "from", from.String(), "to", to.String())
+	if p.cfg.OnState != nil {
+		p.cfg.OnState(from, to)
+	}
+	if to == StateDraining || to == StateRevoked || to == StateGone {
+		select {
+		case <-p.done:
+		default:
+			if to == StateRevoked && !p.m.aborted {
+				p.setErr(ErrRevoked)
+			}
+			close(p.done)
+		}
+	}
+}
+
+func (p *Process) setErr(err error) {
+	p.mu.Lock()
+	defer p.mu.Unlock()
+	if p.err == nil {
+		p.err = err
+	}
+}
+
+// perform does one action.
+func (p *Process) perform(a action) {
+	switch a.kind {
+	case actSend:
+		p.sendFrame(a)
+	case actCloseLink:
+		p.closeLink(a.side)
+	case actAdmit:
+		p.admit()
+	case actOffer:
+		p.offerNext()
+	case actRetire:
+		p.retired[p.younger], p.younger.side, p.younger = true, sideRetired, nil
+	case actAccept:
+		p.beginServing()
+	case actPark:
+		p.sockets.park()
+	case actResume:
+		p.resume(false)
+	case actResumeExclusive:
+		p.resume(true)
+	case actStopAccepting:
+		p.sockets.stop()
+		p.control.close()
+	case actDropSockets:
+		if p.m.state == StateGone || p.m.mode != Spare {
+			p.sockets.stop()
+		} else {
+			p.sockets.detach()
+		}
+		p.control.close()
+	case actRelease:
+		p.shut = p.sockets.release()
+	case actShut:
+		p.control.remove()
+		p.shut = p.sockets.shutDown()
+	case actAnswer:
+		p.beginAnswering()
+	case actStopAnswering:
+		p.control.close()
+	case actDrain:
+		p.beginDrain(a.plain)
+	case actStartTimer:
+		p.startTimer(a.timer)
+	case actStopTimer:
+		p.timers[a.timer].stop()
+	case actPoll:
+		p.link(a.side).poll()
+	case actRetry:
+		p.retry()
+	case actReportSilent:
+		p.Logger().Warn("the incumbent is alive but silent; nothing is lost, its connections wait", "hint", "end that process if it stays so")
+	case actKill:
+		p.Logger().Warn("ending the silent incumbent")
+	case actReply:
+		p.answer = a.reply
+	case actOutcome:
+		p.recordOutcome(a.outcome, a.why)
+	case actEnd:
+		p.ended(a.why)
+	}
+}
+
+func (p *Process) link(s side) *link {
+	switch s {
+	case sideElder:
+		return p.elder
+	case sideAsker:
+		return p.asker
+	}
+	return p.younger
+}
+
+// beginServing accepts everything. If that can't be done, a successor gives
+// back, since its incumbent still can.
+func (p *Process) beginServing() {
+	if err := p.sockets.accept(); err != nil {
+		p.Logger().Error("can't serve", "error", err)
+		p.setErr(err)
+		go p.Close()
+		return
+	}
+	select {
+	case <-p.serving:
+	default:
+		close(p.serving)
+	}
+}
+
+func (p *Process) resume(exclusive bool) {
+	if err := p.sockets.resume(exclusive); err != nil {
+		p.Logger().Error("a socket can't be resumed", "error", err)
+	}
+}
+
+// ended is the machine's last action.
+func (p *Process) ended(why reason) {
+	switch {
+	case p.fault != nil:
+		p.setErr(p.fault)
+	case why == whyRevoked:
+		p.setErr(ErrRevoked)
+	case why == whyRefused:
+		p.setErr(ErrRefused)
+	case why == whySilent:
+		p.setErr(ErrSilent)
+	case why == whyProtocol:
+		p.setErr(ErrProtocol)
+	case why == whyTimeout, why == whyDisplaced, why == whyWithdrawn, why == whyRollback:
+		p.setErr(fmt.Errorf("%w: %s", ErrRevoked, why))
+	}
+	p.mu.Lock()
+	p.report.Reason = string(why)
+	err := p.err
+	p.mu.Unlock()
+	if p.attempt != nil {
+		if err == nil {
+			err = ErrStopped
+		}
+		p.attempt <- attempt{err: err}
+		p.attempt = nil
+	}
+	p.Logger().Info("gone", "reason", string(why), "error", err)
+}
+
+// runningTimer is a timer of the machine.
+type runningTimer struct {
+	t   *time.Timer
+	due time.Time
+}
+
+func (r *runningTimer) stop() {
+	if r != nil {
+		r.t.Stop()
+	}
+}
+
+// lateAfter is how much later than due a timer may come before it is taken for
+// one that ran while this process was itself stopped (the monotonic clock goes
+// on under SIGSTOP).
+const lateAfter = time.Second
+
+func (p *Process) startTimer(kind timerKind) {
+	p.timers[kind].stop()
+	d := p.cfg.StepTimeout
+	switch kind {
+	case timerReady:
+		d = p.cfg.ReadyTimeout
+	case timerProbation:
+		d = p.cfg.Probation
+		p.deadline = time.Now().Add(d)
+	}
+	r := &runningTimer{due: time.Now().Add(d)}
+	p.timers[kind] = r
+	r.t = time.AfterFunc(d, func() {
+		p.post(func() {
+			if p.timers[kind] == r { // not one that was stopped, or started anew, meanwhile
+				p.feed(event{kind: evTimer, timer: kind, late: time.Since(r.due) > lateAfter})
+			}
+		})
+	})
+}
+
+// addDrainer makes the Process drain d before it ends. One that comes while it
+// drains already begins at once.
+func (p *Process) addDrainer(d drainer) {
+	p.drainers.Lock()
+	defer p.drainers.Unlock()
+	p.drainers.all = append(p.drainers.all, d)
+	if p.drainers.begun {
+		d.beginDrain(p.drainers.until, p.drainers.plain)
+	}
+}
+
+// openConnections counts what is open, by kind.
+func (p *Process) openConnections() map[string]int {
+	p.drainers.Lock()
+	defer p.drainers.Unlock()
+	sum := map[string]int{}
+	for _, d := range p.drainers.all {
+		for k, n := range d.open() {
+			if n > 0 {
+				sum[k] += n
+			}
+		}
+	}
+	return sum
+}
+
+// beginDrain starts the lame duck of whatever drains, and waits for it elsewhere.
+func (p *Process) beginDrain(plain bool) {
+	p.began = time.Now()
+	p.deadline = p.began.Add(p.cfg.DrainTimeout)
+	until, shut := p.deadline, p.shut
+	p.work.Go(func() {
+		// What was queued on a listener that is shut is accepted first.
+		for _, l := range shut {
+			<-l.done
+		}
+		p.drain(until, plain)
+	})
+	p.reportDraining()
+}
+
+// drain runs beside run: it blocks.
+func (p *Process) drain(until time.Time, plain bool) {
+	p.drainers.Lock()
+	p.drainers.begun, p.drainers.plain, p.drainers.until = true, plain, until
+	all := append([]drainer(nil), p.drainers.all...)
+	p.drainers.Unlock()
+	opened := p.openConnections()
+	for _, d := range all {
+		d.beginDrain(until, plain)
+	}
+	cut := map[string]int{}
+	deadline := time.NewTimer(time.Until(until))
+	defer deadline.Stop()
+	for _, d := range all {
+		select {
+		case <-d.drained():
+			continue
+		case <-deadline.C:
+			deadline.Reset(0)
+		case <-p.life.Done():
+			return
+		}
+		for k, n := range d.cut() {
+			if n > 0 {
+				cut[k] += n
+			}
+		}
+	}
+	p.post(func() { p.drained(opened, cut) })
+}
+
+// drained: everything has ended or was cut.
+func (p *Process) drained(opened, cut map[string]int) {
+	p.mu.Lock()
+	p.report.Open, p.report.Cut, p.report.Duration = opened, cut, time.Since(p.began)
+	r := p.report
+	p.mu.Unlock()
+	level := slog.LevelInfo
+	if len(cut) > 0 {
+		level = slog.LevelWarn
+	}
+	p.Logger().Log(context.Background(), level, "drained", "open", maps.Clone(r.Open), "cut", maps.Clone(cut), "duration", r.Duration)
+	p.finished = true
+	p.drainedIfDone()
+}
+
+// drainedIfDone ends the drain once the program waits for it too: one that has
+// connections of its own calls Close when they are finished.
+func (p *Process) drainedIfDone() {
+	if p.finished && p.waited {
+		p.feed(event{kind: evDrained})
+	}
+}
+
+// retry: what was tried did not work out for a reason that passes.
+func (p *Process) retry() {
+	if p.attempt != nil {
+		p.attempt <- attempt{again: true}
+		p.attempt = nil
+		return
+	}
+	// A spare that gave way registers with the next incumbent by itself.
+	p.work.Go(func() {
+		if err := p.join(p.life); err != nil && !errors.Is(err, context.Canceled) {
+			p.post(func() { p.fault = err; p.feed(event{kind: evClose}) })
+		}
+	})
+}

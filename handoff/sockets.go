@@ -1,0 +1,466 @@
+package handoff
+
+import (
+	"context"
+	"errors"
+	"fmt"
+	"net"
+	"os"
+	"slices"
+	"strings"
+	"sync"
+)
+
+// socket is one member of the named set: a socket or file that is handed over.
+// Its descriptor is a duplicate outside the poller, from opening to closing;
+// what a program reads from is made of it while this process serves.
+type socket struct {
+	item     manifestItem
+	d        *descriptor // nil while a spare is between two incumbents
+	want     Socket      // as the program asked; zero for an unclaimed one
+	reuse    bool        // member of an SO_REUSEPORT group
+	index    int         // in the manifest it came by; -1 if opened here
+	deaf     bool        // a stream socket that is bound, but listen(2) was not called yet
+	rejected bool        // the present successor did not take it, or was not offered it
+	listener *listener   // kindStream, claimed
+	packet   *packetConn // kindPacket, claimed
+}
+
+// socketSet is everything that this process can hand over, by name.
+type socketSet struct {
+	mu        sync.Mutex
+	claimed   []*socket // asked for by the program, in that order
+	unclaimed []*socket // inherited, and not asked for yet
+	serving   bool      // new ones accept at once
+	closed    bool
+}
+
+func (it *manifestItem) family() string {
+	return family(it.Network)
+}
+
+// family is tcp, udp, unix or unixgram.
+func family(network string) string { return strings.TrimRight(network, "46") }
+
+func (s *socket) String() string {
+	if s.item.Kind == kindFile {
+		return "file " + s.item.Name
+	}
+	if s.item.Name == s.item.Local {
+		return s.item.family() + " " + s.item.Name
+	}
+	return fmt.Sprintf("%s %s (%s)", s.item.family(), s.item.Name, s.item.Local)
+}
+
+// open claims inherited sockets and opens fresh ones for what is missing. n = 0
+// is one socket without SO_REUSEPORT.
+func (p *Process) open(ctx context.Context, want Socket, n int, k kind) ([]*socket, error) {
+	if want.Name == "" {
+		want.Name = want.Address
+	}
+	if err := checkName(want.Name); err != nil {
+		return nil, fmt.Errorf("handoff: listen: %w", err)
+	}
+	if err := checkNetwork(want.Network, k); err != nil {
+		return nil, err
+	}
+	p.sockets.mu.Lock()
+	defer p.sockets.mu.Unlock()
+	if p.sockets.closed {
+		return nil, ErrNotServing
+	}
+	var all []*socket
+	for range max(n, 1) {
+		s := &socket{want: want, reuse: n > 0, index: -1}
+		if len(all) > 0 {
+			s.want.Address = all[0].item.Local // the port that the kernel chose for the first
+		}
+		if err := p.sockets.fill(ctx, s, k); err != nil {
+			p.sockets.abandon(all)
+			return nil, err
+		}
+		s.want = want
+		s.item.Exclusive = s.item.Exclusive || want.Exclusive
+		all = append(all, s)
+	}
+	for _, s := range all {
+		if err := p.sockets.enter(s, func() { p.giveUp(s) }); err != nil {
+			p.sockets.abandon(all)
+			return nil, err
+		}
+	}
+	return all, nil
+}
+
+// abandon undoes a half-done open.
+func (set *socketSet) abandon(all []*socket) {
+	for _, s := range all {
+		s.close(s.index < 0)
+	}
+	set.claimed = slices.DeleteFunc(set.claimed, func(s *socket) bool { return slices.Contains(all, s) })
+}
+
+// exclusive says whether some socket must never have two owners.
+func (set *socketSet) exclusive() bool {
+	set.mu.Lock()
+	defer set.mu.Unlock()
+	return slices.ContainsFunc(set.claimed, func(s *socket) bool { return s.item.Exclusive })
+}
+
+func checkNetwork(network string, k kind) error {
+	switch network {
+	case "tcp", "tcp4", "tcp6", "unix":
+		if k == kindStream {
+			return nil
+		}
+	case "udp", "udp4", "udp6", "unixgram":
+		if k == kindPacket {
+			return nil
+		}
+	}
+	if k == kindStream {
+		return fmt.Errorf("handoff: listen: network %q is none of tcp, tcp4, tcp6, unix", network)
+	}
+	return fmt.Errorf("handoff: listen: network %q is none of udp, udp4, udp6, unixgram", network)
+}
+
+// fill gives s a descriptor: an inherited one that fits, or a fresh one.
+func (set *socketSet) fill(ctx context.Context, s *socket, k kind) error {
+	if from := set.match(s.want, k); from != nil {
+		set.unclaimed = slices.DeleteFunc(set.unclaimed, func(u *socket) bool { return u == from })
+		s.d, s.item, s.index, s.deaf = from.d, from.item, from.index, from.deaf
+		s.item.Name, s.item.Asked = s.want.Name, s.want.Address
+		return nil
+	}
+	if len(set.claimed) >= maxSockets {
+		return fmt.Errorf("handoff: listen %s: a process has at most %d sockets", s.want.Address, maxSockets)
+	}
+	d, file, err := bindSocket(ctx, s.want.Network, s.want.Address, s.reuse)
+	if err != nil {
+		return err
+	}
+	facts, err := d.facts()
+	if err != nil {
+		d.Close()
+		return err
+	}
+	s.d, s.index, s.deaf = d, -1, k == kindStream
+	s.item = manifestItem{
+		Name: s.want.Name, Kind: k, Network: s.want.Network, Asked: s.want.Address, Local: facts.local,
+		Domain: facts.domain, Type: facts.typ, Protocol: facts.protocol, File: file,
+	}
+	return nil
+}
+
+// match finds the inherited socket that is meant: by name, or, for one that was
+// renamed, by the address it is bound to.
+func (set *socketSet) match(want Socket, k kind) *socket {
+	for _, byName := range []bool{true, false} {
+		for _, u := range set.unclaimed {
+			it := &u.item
+			if it.Kind != k || it.family() != family(want.Network) || byName != (it.Name == want.Name) {
+				continue
+			}
+			if byName && it.Asked == want.Address || boundTo(want.Network, it.Local, want.Address) {
+				return u
+			}
+		}
+	}
+	return nil
+}
+
+// boundTo says whether a socket bound to local is what listening on address means.
+func boundTo(network, local, address string) bool {
+	switch family(network) {
+	case "tcp":
+		a, err := net.ResolveTCPAddr(network, address)
+		b, err2 := net.ResolveTCPAddr("tcp", local)
+		return err == nil && err2 == nil && a.Port == b.Port && sameIP(a.IP, b.IP)
+	case "udp":
+		a, err := net.ResolveUDPAddr(network, address)
+		b, err2 := net.ResolveUDPAddr("udp", local)
+		return err == nil && err2 == nil && a.Port == b.Port && sameIP(a.IP, b.IP)
+	}
+	return local == address
+}
+
+func sameIP(a, b net.IP) bool {
+	return a.Equal(b) || (len(a) == 0 || a.IsUnspecified()) && (len(b) == 0 || b.IsUnspecified())
+}
+
+// enter puts s into the set and makes what the program holds.
+func (set *socketSet) enter(s *socket, giveUp func()) error {
+	facts, err := s.d.facts()
+	if err != nil {
+		return err
+	}
+	if s.item.Kind == kindStream {
+		s.listener = newListener(giveUp)
+		s.listener.addr = facts.addr
+	} else {
+		s.packet = newPacketConn(giveUp)
+		s.packet.addr, s.packet.held = facts.addr, s.d
+	}
+	if set.serving {
+		if err := s.accept(); err != nil {
+			return err
+		}
+	}
+	set.claimed = append(set.claimed, s)
+	return nil
+}
+
+// accept makes s what a program reads from again: nonblocking, and listening.
+func (s *socket) accept() error {
+	switch s.item.Kind {
+	case kindStream:
+		facts, err := s.d.facts()
+		if err != nil {
+			return err
+		}
+		// Deaf, or somebody's shutdown(2) has taken the listening away.
+		if !facts.accepting {
+			if err := s.d.listen(); err != nil {
+				return fmt.Errorf("handoff: listen %v: %w", s, err)
+			}
+		}
+		inner, err := s.d.listener()
+		if err != nil {
+			return fmt.Errorf("handoff: listen %v: %w", s, err)
+		}
+		s.deaf = false
+		s.listener.accept(inner)
+	case kindPacket:
+		inner, err := s.d.packetConn()
+		if err != nil {
+			return fmt.Errorf("handoff: listen %v: %w", s, err)
+		}
+		s.packet.accept(inner)
+	}
+	return nil
+}
+
+func (s *socket) park() {
+	if s.listener != nil {
+		s.listener.park()
+	}
+	if s.packet != nil {
+		s.packet.park()
+	}
+}
+
+// close closes this process's copy. A fresh Unix socket that nobody else has
+// leaves no file.
+func (s *socket) close(removeFile bool) {
+	if s.listener != nil {
+		s.listener.end()
+	}
+	if s.packet != nil {
+		s.packet.end()
+	}
+	s.closeDescriptor(removeFile)
+}
+
+func (s *socket) closeDescriptor(removeFile bool) {
+	if s.d == nil {
+		return
+	}
+	if removeFile && s.item.File != (fileID{}) {
+		removeSocketFile(s.item.Local, s.item.File)
+	}
+	s.d.Close()
+	s.d = nil
+}
+
+// giveUp: the program closed a listener or packet connection.
+func (p *Process) giveUp(s *socket) {
+	p.sockets.mu.Lock()
+	defer p.sockets.mu.Unlock()
+	if i := slices.Index(p.sockets.claimed, s); i >= 0 {
+		p.sockets.claimed = slices.Delete(p.sockets.claimed, i, i+1)
+		s.closeDescriptor(p.sockets.serving || s.index < 0)
+	}
+}
+
+// each calls f for each claimed socket and joins the errors.
+func (set *socketSet) each(f func(*socket) error) error {
+	set.mu.Lock()
+	defer set.mu.Unlock()
+	var errs []error
+	for _, s := range set.claimed {
+		if err := f(s); err != nil {
+			errs = append(errs, err)
+		}
+	}
+	return errors.Join(errs...)
+}
+
+func (set *socketSet) setServing(yes bool) {
+	set.mu.Lock()
+	defer set.mu.Unlock()
+	set.serving = yes
+}
+
+// accept begins to serve everything.
+func (set *socketSet) accept() error {
+	set.setServing(true)
+	return set.each((*socket).accept)
+}
+
+// park stops accepting on everything that the successor took.
+func (set *socketSet) park() {
+	set.setServing(false)
+	set.each(func(s *socket) error {
+		if !s.rejected {
+			s.park()
+		}
+		return nil
+	})
+}
+
+// resume accepts again, on exclusive sockets or on the others.
+func (set *socketSet) resume(exclusive bool) error {
+	set.setServing(true)
+	return set.each(func(s *socket) error {
+		if s.item.Exclusive != exclusive {
+			return nil
+		}
+		if s.rejected {
+			s.rejected = false // it was never parked
+			return nil
+		}
+		return s.accept()
+	})
+}
+
+// stop closes everything; the files of sockets that were opened here go, those
+// of inherited ones are the incumbent's.
+func (set *socketSet) stop() {
+	set.end(func(s *socket) { s.close(s.index < 0) })
+}
+
+// release closes the copies of what was handed over and shuts what was not.
+func (set *socketSet) release() []*listener {
+	var shut []*listener
+	set.end(func(s *socket) {
+		if !s.rejected {
+			s.close(false)
+			return
+		}
+		shut = append(shut, s.shutDown()...)
+	})
+	return shut
+}
+
+// shutDown ends every socket after what is queued on it was accepted, and
+// removes the files. It returns the listeners to wait for.
+func (set *socketSet) shutDown() []*listener {
+	var shut []*listener
+	set.end(func(s *socket) { shut = append(shut, s.shutDown()...) })
+	return shut
+}
+
+func (s *socket) shutDown() []*listener {
+	var shut []*listener
+	if s.listener != nil {
+		s.listener.shutDown()
+		shut = append(shut, s.listener)
+	}
+	if s.packet != nil {
+		s.packet.end()
+	}
+	s.closeDescriptor(true)
+	return shut
+}
+
+// end empties the set for good.
+func (set *socketSet) end(f func(*socket)) {
+	set.mu.Lock()
+	defer set.mu.Unlock()
+	for _, s := range set.claimed {
+		f(s)
+	}
+	for _, u := range set.unclaimed {
+		u.closeDescriptor(false)
+	}
+	set.claimed, set.unclaimed, set.serving, set.closed = nil, nil, false, true
+}
+
+// detach lets go of every descriptor and keeps what the program holds, so that
+// a spare can be filled again.
+func (set *socketSet) detach() {
+	set.mu.Lock()
+	defer set.mu.Unlock()
+	for _, s := range set.claimed {
+		if s.packet != nil {
+			s.packet.change(func() { s.packet.held = nil })
+		}
+		s.closeDescriptor(s.index < 0)
+	}
+	for _, u := range set.unclaimed {
+		u.closeDescriptor(false)
+	}
+	set.unclaimed = nil
+}
+
+// refill is detach's other half: what the program asked for once is claimed or
+// opened again.
+func (set *socketSet) refill(ctx context.Context) error {
+	set.mu.Lock()
+	defer set.mu.Unlock()
+	for _, s := range set.claimed {
+		if s.d != nil {
+			continue
+		}
+		k := s.item.Kind
+		if err := set.fill(ctx, s, k); err != nil {
+			return err
+		}
+		s.item.Exclusive = s.item.Exclusive || s.want.Exclusive
+		facts, err := s.d.facts()
+		if err != nil {
+			return err
+		}
+		if k == kindStream {
+			s.listener.change(func() { s.listener.addr = facts.addr })
+		} else {
+			s.packet.change(func() { s.packet.addr, s.packet.held = facts.addr, s.d })
+		}
+	}
+	return nil
+}
+
+// openFile is File.
+func (p *Process) openFile(name string, open func() (*os.File, error)) (*os.File, error) {
+	if !slices.Contains(p.cfg.Files, name) {
+		return nil, fmt.Errorf("handoff: file %q: Config.Files does not list it", name)
+	}
+	set := &p.sockets
+	set.mu.Lock()
+	defer set.mu.Unlock()
+	if set.closed {
+		return nil, ErrNotServing
+	}
+	for i, u := range set.unclaimed {
+		if u.item.Kind == kindFile && u.item.Name == name {
+			f, err := u.d.file(name)
+			if err != nil {
+				return nil, err
+			}
+			set.unclaimed = slices.Delete(set.unclaimed, i, i+1)
+			set.claimed = append(set.claimed, u)
+			return f, nil
+		}
+	}
+	f, err := open()
+	if err != nil {
+		return nil, err
+	}
+	d, err := dupConn(f)
+	if err != nil {
+		f.Close()
+		return nil, err
+	}
+	set.claimed = append(set.claimed, &socket{item: manifestItem{Name: name, Kind: kindFile}, d: d, index: -1})
+	return f, nil
+}

@@ -1,0 +1,277 @@
+package handoff
+
+import (
+	"context"
+	"errors"
+	"fmt"
+	"slices"
+	"time"
+)
+
+// The new side: finding the incumbent, taking what it offers, saying what was
+// taken.
+
+// busyRetryMS is how long a successor that was told busy waits before it asks
+// again, in milliseconds.
+const busyRetryMS = 100
+
+// attempt is how one attempt to join ended.
+type attempt struct {
+	err   error
+	again bool
+}
+
+// intake is what arrived of the incumbent's offer so far.
+type intake struct {
+	n     int // descriptors in the last batch
+	total int // items so far
+	want  int // items announced
+}
+
+// join finds the incumbent and returns once its sockets are here, or once this
+// process is the first.
+func (p *Process) join(ctx context.Context) error {
+	for {
+		ln, file, c, err := meet(ctx, p.cfg.Socket, p.allow())
+		if err != nil {
+			return err
+		}
+		done := make(chan attempt, 1)
+		switch {
+		case ln != nil:
+			d, err := dupConn(ln)
+			ln.Close()
+			if err != nil {
+				removeSocketFile(p.cfg.Socket, file)
+				return err
+			}
+			if !p.post(func() { p.first(d, file); done <- attempt{} }) {
+				d.Close()
+				removeSocketFile(p.cfg.Socket, file)
+				return ErrStopped
+			}
+		case p.cfg.Takeover == Never:
+			who, _ := c.peer()
+			c.Close()
+			return &OpError{Op: "start", Path: p.cfg.Socket, Err: fmt.Errorf("%w (pid %d)", ErrIncumbent, who.PID)}
+		default:
+			if !p.post(func() { p.hello(c, done) }) {
+				c.Close()
+				return ErrStopped
+			}
+		}
+		var a attempt
+		select {
+		case a = <-done:
+		case <-ctx.Done():
+			return context.Cause(ctx)
+		}
+		if !a.again {
+			return a.err
+		}
+		select {
+		case <-time.After(busyRetryMS * time.Millisecond):
+		case <-ctx.Done():
+			return fmt.Errorf("%w: the incumbent at %s was busy all the time", context.Cause(ctx), p.cfg.Socket)
+		}
+	}
+}
+
+func (p *Process) allow() allow { return allow{UIDs: p.cfg.AllowUIDs, GIDs: p.cfg.AllowGIDs} }
+
+// first makes this process generation 1.
+func (p *Process) first(d *descriptor, file fileID) {
+	p.control = controlSocket{path: p.cfg.Socket, d: d, file: file}
+	p.setGeneration(1, "")
+	p.next = 1
+	p.Logger().Info("no incumbent at the path: this is the first generation", "socket", p.cfg.Socket)
+	if p.cfg.Takeover != Auto {
+		p.Logger().Info("nothing to wait for, it serves as soon as it is ready", "takeover", p.cfg.Takeover.String())
+	}
+	if err := p.refill(); err != nil {
+		p.fault = err
+		p.feed(event{kind: evClose})
+		return
+	}
+	p.feed(event{kind: evNobody})
+}
+
+// refill gives a spare that had to let go its sockets again.
+func (p *Process) refill() error {
+	ctx, cancel := context.WithTimeout(p.life, p.cfg.StepTimeout)
+	defer cancel()
+	return p.sockets.refill(ctx)
+}
+
+func (p *Process) setGeneration(n uint64, handoff string) {
+	p.mu.Lock()
+	defer p.mu.Unlock()
+	p.generation, p.handoff = n, handoff
+	p.program.Generation = n
+}
+
+// hello asks to become the successor of whoever answers on c.
+func (p *Process) hello(c *conn, done chan attempt) {
+	l := &link{p: p, c: c, side: sideElder}
+	if who, err := c.peer(); err == nil {
+		l.peer.PID = who.PID
+	}
+	p.elder, p.attempt, p.intake = l, done, intake{}
+	p.feed(event{kind: evDialed})
+	me := p.program
+	l.send(&frame{
+		Type: msgHello, Versions: &versionRange{minVersion, maxVersion}, Mode: p.cfg.Takeover,
+		Program: &me, Files: p.cfg.Files,
+	})
+	p.work.Go(l.read)
+}
+
+// fromElder takes what a frame of the incumbent carries.
+func (p *Process) fromElder(l *link, f *frame, fds []*descriptor) error {
+	switch f.Type {
+	case msgWelcome:
+		if f.Version < minVersion || f.Version > maxVersion {
+			return fmt.Errorf("%w: version %d was not offered", errLink, f.Version)
+		}
+		l.peer, l.id, l.number = *f.Program, f.Handoff, f.Program.Generation
+		p.setGeneration(f.Generation, f.Handoff)
+		p.next = f.Generation
+		p.ledger.merge(f.Requests)
+		p.intake.want = f.Total
+		p.Logger().Info("the incumbent offers its sockets", "sockets", f.Total-1,
+			"incumbent", l.number, "incumbent_pid", l.peer.PID, "incumbent_label", l.peer.Label)
+	case msgBusy:
+		p.Logger().Debug("the incumbent is busy", "reason", string(f.Reason), "text", f.Text)
+	case msgRefuse:
+		p.fault = fmt.Errorf("%w: %s", ErrRefused, f.Text)
+	case msgSockets:
+		return p.take(f, fds)
+	case msgRelease:
+		p.ledger.merge(f.Requests)
+	case msgRevoke:
+		p.Logger().Warn("revoked by the incumbent", "reason", string(f.Reason), "text", f.Text)
+		if p.m.state != StateServing {
+			p.fault = fmt.Errorf("%w: %s", ErrRevoked, f.Text)
+			if p.m.mode == Spare && f.Reason == whyDisplaced {
+				p.fault = nil // it registers again
+			}
+		}
+	case msgDraining:
+		p.living.report(l, f)
+	}
+	return nil
+}
+
+// take checks a batch against its manifest and keeps it. On error everything is
+// closed; nothing of it was used.
+func (p *Process) take(f *frame, fds []*descriptor) (err error) {
+	defer func() {
+		if err != nil {
+			closeAll(fds)
+		}
+	}()
+	if p.m.elder != phaseOffer {
+		return fmt.Errorf("%w: sockets", errLink)
+	}
+	if len(fds) != len(f.Sockets) || f.First != p.intake.total {
+		return fmt.Errorf("%w: the batch names %d items from index %d and carries %d descriptors; %d were received before",
+			errLink, len(f.Sockets), f.First, len(fds), p.intake.total)
+	}
+	for i := range f.Sockets {
+		it := &f.Sockets[i]
+		if (it.Kind == kindControl) != (f.First+i == 0) {
+			return fmt.Errorf("%w: the control listener must come first, and once", errLink)
+		}
+		if err := p.checkItem(it, fds[i]); err != nil {
+			return fmt.Errorf("%s %q: %w", it.Kind, it.Name, err)
+		}
+	}
+	p.intake.n, p.intake.total = len(fds), p.intake.total+len(fds)
+	if f.Last && p.intake.total != p.intake.want {
+		return fmt.Errorf("%w: %d items were announced and %d sent", errLink, p.intake.want, p.intake.total)
+	}
+	p.keep(f, fds)
+	if f.Last {
+		return p.refill()
+	}
+	return nil
+}
+
+// keep puts a batch that was checked into the set.
+func (p *Process) keep(f *frame, fds []*descriptor) {
+	p.sockets.mu.Lock()
+	defer p.sockets.mu.Unlock()
+	for i, it := range f.Sockets {
+		if it.Kind == kindControl {
+			p.control = controlSocket{path: p.cfg.Socket, d: fds[i], file: it.File}
+			continue
+		}
+		p.sockets.unclaimed = append(p.sockets.unclaimed, &socket{item: it, d: fds[i], index: f.First + i})
+	}
+}
+
+// checkItem compares what the manifest says with what the kernel says. A peer
+// is not believed, and a descriptor of the wrong kind is not touched further.
+func (p *Process) checkItem(it *manifestItem, d *descriptor) error {
+	if it.Kind == kindFile {
+		if !slices.Contains(p.cfg.Files, it.Name) {
+			return errors.New("a file that was not asked for")
+		}
+		return nil
+	}
+	facts, err := d.facts()
+	if err != nil {
+		return err
+	}
+	switch {
+	case !facts.isSocket:
+		return errors.New("not a socket")
+	case facts.domain != it.Domain || facts.typ != it.Type || facts.protocol != it.Protocol:
+		return fmt.Errorf("domain, type, protocol are %d, %d, %d instead of %d, %d, %d",
+			facts.domain, facts.typ, facts.protocol, it.Domain, it.Type, it.Protocol)
+	case facts.accepting != (it.Kind != kindPacket):
+		return fmt.Errorf("listening is %t", facts.accepting)
+	case facts.local != it.Local:
+		return fmt.Errorf("it is bound to %s instead of %s", facts.local, it.Local)
+	case !facts.nonblock:
+		return errors.New("O_NONBLOCK is off")
+	}
+	return checkNetns(facts)
+}
+
+// readyFrame says what was claimed. What was not is closed here before.
+func (p *Process) readyFrame(l *link, f *frame) {
+	p.sockets.mu.Lock()
+	rejects := make([]rejection, 0, len(p.sockets.unclaimed))
+	names := make([]string, 0, len(p.sockets.unclaimed))
+	for _, u := range p.sockets.unclaimed {
+		rejects = append(rejects, rejection{Index: u.index, Reason: "not asked for by this version"})
+		names = append(names, u.String())
+		u.closeDescriptor(false)
+	}
+	p.sockets.unclaimed = nil
+	for _, s := range p.sockets.claimed {
+		if s.index >= 0 {
+			f.N++
+		}
+	}
+	p.sockets.mu.Unlock()
+	p.mu.Lock()
+	p.unclaimed = names
+	p.mu.Unlock()
+	if len(names) > 0 {
+		p.Logger().Warn("inherited sockets that this version does not use were closed", "unclaimed", clipList(names))
+	}
+	for page := range slices.Chunk(rejects, maxRejects) {
+		l.send(&frame{Type: msgRejected, Rejected: page})
+	}
+}
+
+// clipList keeps a log line readable.
+func clipList(names []string) []string {
+	const most = 20
+	if len(names) <= most {
+		return names
+	}
+	return append(slices.Clone(names[:most]), fmt.Sprintf("and %d more", len(names)-most))
+}
