@@ -90,7 +90,7 @@ func (c *trackedConn) Read(p []byte) (int, error) {
 
 	c.mu.Lock()
 	c.spoke = c.spoke || n > 0
-	c.ended = c.ended || err != nil
+	c.ended = c.ended || err != nil && !c.closed // not by our closing it
 	c.mu.Unlock()
 	return n, err
 }

@@ -193,10 +193,11 @@ func (d *httpDrain) cut() map[string]int {
 
 	ctx, cancel := context.WithTimeout(context.Background(), d.grace)
 	defer cancel()
-	shut := make(chan struct{})
+	forced, shut := make(chan struct{}), make(chan struct{})
 	go func() {
 		defer close(shut)
 		d.srv.Shutdown(ctx)
+		<-forced // or those that Close closes would seem to have ended by themselves
 		d.srv.Close()
 	}()
 	select {
@@ -204,6 +205,7 @@ func (d *httpDrain) cut() map[string]int {
 	case <-ctx.Done():
 	}
 	d.forceAll()
+	close(forced)
 	cancel()
 	select {
 	case <-shut:
