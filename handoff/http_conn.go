@@ -60,15 +60,16 @@ type trackedConn struct {
 	over   *tls.Conn // what net/http serves, where there is TLS above this connection
 	h2     bool      // it speaks HTTP/2
 	served bool      // a request of it has reached the handler
-	since  time.Time // when it became new or idle, where that was after the drain began
+	since  time.Time // when it became new or idle, or said something by HTTP/2, where that was after the drain began
 	closed bool
 	forced bool // closed by the drain at its deadline, still working
+
+	asked int // size of the last read
 
 	// The following begin anew when the connection becomes idle.
 	spoke     bool // a byte was received
 	ended     bool // a read ended with an error: the client left, or a time-out of the server's
 	reads     int  // reads begun
-	asked     int  // size of the last one
 	deadlines int  // read deadlines set
 
 	// Set once under the drain's lock, at its deadline.
@@ -89,7 +90,12 @@ func (c *trackedConn) Read(p []byte) (int, error) {
 	n, err := c.Conn.Read(p)
 
 	c.mu.Lock()
-	c.spoke = c.spoke || n > 0
+	if n > 0 {
+		c.spoke = true
+		if c.h2 && c.drain.isDraining() {
+			c.since = time.Now()
+		}
+	}
 	c.ended = c.ended || err != nil && !c.closed // not by our closing it
 	c.mu.Unlock()
 	return n, err
@@ -172,7 +178,7 @@ func (c *trackedConn) setState(nc net.Conn, state http.ConnState) {
 		// does so after its preface too (serverConn.serve in net/http).
 		c.h2 = c.h2 || !c.served
 		c.spoke, c.ended = false, false
-		c.reads, c.asked, c.deadlines = 0, 0, 0
+		c.reads, c.deadlines = 0, 0
 	default:
 		return
 	}
@@ -222,12 +228,17 @@ func (c *trackedConn) silentSince() (time.Time, bool) {
 	return c.since, !c.closed && c.atBoundary()
 }
 
-// netHTTPReadSize is what net/http asks for when it reads and its buffer is
-// empty: the size of bufio.NewReader's buffer.
-const netHTTPReadSize = 4096
+const (
+	// netHTTPReadSize is what net/http asks for when it reads by HTTP/1 and
+	// its buffer is empty: the size of bufio.NewReader's buffer.
+	netHTTPReadSize = 4096
 
-// atBoundary tells whether the connection is certainly between requests: no
-// byte of the next one was received, by the kernel's word or net/http's.
+	// frameHeaderSize is what it asks for at the beginning of an HTTP/2 frame.
+	frameHeaderSize = 9
+)
+
+// atBoundary tells whether the connection is between requests: no byte of the
+// next one was received.
 //
 // That net/http called it idle is not enough. It may hold bytes that it
 // received before: one byte that its background read took while the handler
@@ -239,20 +250,24 @@ const netHTTPReadSize = 4096
 // connection would stay for longer, unless the second deadline went away;
 // TestSilentOnlyAtBoundary would tell.
 //
-// Beneath TLS the size says nothing: a client that stalls for the whole time
-// of silence within a TLS record of which a part came before the answer to
-// its last request is not recognised. Likewise HTTP/2, where a frame takes
-// the place of the record.
+// Bytes by HTTP/2 need not be a request, so they begin the time of silence
+// anew instead. Beneath TLS the size says nothing. Thus two are not
+// recognised, where they stall for the whole time of silence: an HTTP/2
+// client between two frames of one header, or by TLS within one; and by
+// HTTP/1 a TLS client that sent a part of a record, but not the rest, before
+// it had the answer to its last request.
 func (c *trackedConn) atBoundary() bool {
 	switch {
-	case c.spoke, c.ready:
+	case c.ready:
+		return false
+	case c.h2:
+		return c.state == http.StateIdle && (c.over != nil || c.asked == frameHeaderSize)
+	case c.spoke:
 		return false
 	case c.state == http.StateNew:
 		return true
 	case c.state != http.StateIdle:
 		return false
-	case c.h2:
-		return true // a goroutine of its own reads all the time
 	case c.over != nil:
 		return c.reads == 1 && c.deadlines == 1
 	default:

@@ -149,6 +149,10 @@ func dialRaw(t testing.TB, addr string) *rawClient {
 	require.NoError(t, err)
 	t.Cleanup(func() { c.Close() })
 	require.NoError(t, c.SetDeadline(time.Now().Add(patience)))
+	return rawOver(t, c)
+}
+
+func rawOver(t testing.TB, c net.Conn) *rawClient {
 	return &rawClient{Conn: c, t: t, r: bufio.NewReader(c)}
 }
 
