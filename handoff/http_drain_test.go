@@ -30,8 +30,7 @@ func TestPlainStopClosesSilentConnections(t *testing.T) {
 
 func TestSilenceIsCountedFromTheLastActivity(t *testing.T) {
 	checkHTTPLeak(t)
-	var s *testServer
-	s = serveHTTP(t, tell("hello"), nil)
+	s := serveHTTP(t, tell("hello"), nil)
 	c := s.dial()
 	c.get("/", false)
 	s.waitOpen(map[string]int{"idle": 1})

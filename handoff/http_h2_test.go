@@ -2,8 +2,6 @@ package handoff
 
 import (
 	"bytes"
-	"context"
-	"crypto/tls"
 	"fmt"
 	"io"
 	"net"
@@ -181,12 +179,8 @@ func TestHTTP2LosesNothing(t *testing.T) {
 	s := serveHTTPOn(t, ln, h2cServer(echo("old")), nil)
 	successor := serveHTTPOn(t, duplicate, h2cServer(echo("new")), nil)
 
-	transport := &http2.Transport{
-		AllowHTTP: true,
-		DialTLSContext: func(ctx context.Context, network, addr string, _ *tls.Config) (net.Conn, error) {
-			return (&net.Dialer{}).DialContext(ctx, network, addr)
-		},
-	}
+	transport := &http.Transport{Protocols: new(http.Protocols)}
+	transport.Protocols.SetUnencryptedHTTP2(true)
 	var stopped atomic.Bool
 	var warm, moved, done sync.WaitGroup
 	errs := make(chan error, 20)
@@ -212,7 +206,7 @@ func TestHTTP2LosesNothing(t *testing.T) {
 	successor.beginDrain(false)
 }
 
-func h2Client(transport *http2.Transport, addr string, stopped *atomic.Bool, warm, moved func()) error {
+func h2Client(transport *http.Transport, addr string, stopped *atomic.Bool, warm, moved func()) error {
 	defer warm()
 	defer moved()
 	byNew := 0
