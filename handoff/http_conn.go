@@ -1,0 +1,339 @@
+package handoff
+
+import (
+	"crypto/tls"
+	"errors"
+	"io"
+	"net"
+	"net/http"
+	"sync"
+	"syscall"
+	"time"
+)
+
+// trackedListener gives every connection it accepts to the drain before
+// net/http sees it, so that no connection is ever open and not counted.
+//
+// It closes the listener once, however often net/http and the drain do.
+type trackedListener struct {
+	net.Listener
+	drain *httpDrain
+	close sync.Once
+	err   error // of closing
+}
+
+func (l *trackedListener) Close() error {
+	l.close.Do(func() { l.err = l.Listener.Close() })
+	return l.err
+}
+
+func (l *trackedListener) Accept() (net.Conn, error) {
+	nc, err := l.Listener.Accept()
+	if err != nil {
+		return nil, err
+	}
+	return l.drain.track(nc), nil
+}
+
+// trackedConn is one connection of an HTTPServer: what net/http reads from
+// and writes to, and what the drain knows about it. What was accepted is
+// inside; NetConn returns it.
+//
+// Writing goes straight through. Reading notes three things, because
+// net/http tells its ConnState hook that a connection is idle while it may
+// hold bytes of the next request already (see atBoundary).
+//
+// The methods that net/http calls from its one goroutine for a connection
+// may run while the drain looks at it or closes it.
+type trackedConn struct {
+	net.Conn
+	drain *httpDrain
+
+	// ready is true for a connection that arrived with TLS around it
+	// already (a tls.Listener was given to Serve). net/http must be given
+	// the *tls.Conn itself, so this one sees no reads: it is known by its
+	// states alone, and Conn is the connection beneath the TLS.
+	ready bool
+
+	mu     sync.Mutex
+	state  http.ConnState
+	over   *tls.Conn // what net/http serves, where there is TLS above this connection
+	h2     bool      // it speaks HTTP/2
+	served bool      // a request of it has reached the handler
+	since  time.Time // when it became new or idle, or said something by HTTP/2, where that was after the drain began
+	closed bool
+	forced bool // closed by the drain at its deadline, still working
+
+	asked int // size of the last read
+
+	// The following begin anew when the connection becomes idle.
+	spoke     bool // a byte was received
+	ended     bool // a read ended with an error: the client left, or a time-out of the server's
+	reads     int  // reads begun
+	deadlines int  // read deadlines set
+
+	// Set once under the drain's lock, at its deadline.
+	kindAtDeadline string
+	mayFinish      bool
+}
+
+// NetConn returns the connection that was accepted. It must not be read
+// from, written to or closed while an HTTPServer serves it.
+func (c *trackedConn) NetConn() net.Conn { return c.Conn }
+
+func (c *trackedConn) Read(p []byte) (int, error) {
+	c.mu.Lock()
+	c.reads++
+	c.asked = len(p)
+	c.mu.Unlock()
+
+	n, err := c.Conn.Read(p)
+
+	c.mu.Lock()
+	if n > 0 {
+		c.spoke = true
+		if c.h2 && c.drain.isDraining() {
+			c.since = time.Now()
+		}
+	}
+	c.ended = c.ended || err != nil && !c.closed // not by our closing it
+	c.mu.Unlock()
+	return n, err
+}
+
+// WriteTo lets io.Copy from a hijacked connection splice as it would from
+// the bare one.
+func (c *trackedConn) WriteTo(w io.Writer) (int64, error) {
+	c.mu.Lock()
+	c.spoke = true
+	c.mu.Unlock()
+	return io.Copy(w, c.Conn)
+}
+
+// ReadFrom lets net/http send files by sendfile(2): its response hands what
+// it reads from to the connection, where the connection has this method.
+func (c *trackedConn) ReadFrom(r io.Reader) (int64, error) {
+	if rf, ok := c.Conn.(io.ReaderFrom); ok {
+		return rf.ReadFrom(r)
+	}
+	return io.Copy(struct{ io.Writer }{c.Conn}, r)
+}
+
+// CloseWrite is what net/http ends a connection with when it has not read
+// all that the client sent: an answer followed by a reset may be lost.
+func (c *trackedConn) CloseWrite() error {
+	if cw, ok := c.Conn.(interface{ CloseWrite() error }); ok {
+		return cw.CloseWrite()
+	}
+	return &net.OpError{Op: "close", Net: "tcp", Addr: c.LocalAddr(), Err: errors.ErrUnsupported}
+}
+
+// SyscallConn implements syscall.Conn.
+func (c *trackedConn) SyscallConn() (syscall.RawConn, error) {
+	if sc, ok := c.Conn.(syscall.Conn); ok {
+		return sc.SyscallConn()
+	}
+	return nil, &net.OpError{Op: "raw-control", Net: "tcp", Addr: c.LocalAddr(), Err: errors.ErrUnsupported}
+}
+
+func (c *trackedConn) SetDeadline(t time.Time) error {
+	c.noteDeadline()
+	return c.Conn.SetDeadline(t)
+}
+
+func (c *trackedConn) SetReadDeadline(t time.Time) error {
+	c.noteDeadline()
+	return c.Conn.SetReadDeadline(t)
+}
+
+func (c *trackedConn) noteDeadline() {
+	c.mu.Lock()
+	c.deadlines++
+	c.mu.Unlock()
+}
+
+// Close closes the connection. From its return on the drain does not count it.
+func (c *trackedConn) Close() error {
+	c.mu.Lock()
+	first := !c.closed
+	c.closed = true
+	c.mu.Unlock()
+	err := c.Conn.Close()
+	if first {
+		c.drain.forget(c)
+	}
+	return err
+}
+
+// setState follows net/http's ConnState hook.
+func (c *trackedConn) setState(nc net.Conn, state http.ConnState) {
+	c.mu.Lock()
+	defer c.mu.Unlock()
+	c.state = state
+	switch state {
+	case http.StateNew:
+		c.over, _ = nc.(*tls.Conn)
+	case http.StateIdle:
+		// An HTTP/1 connection turns idle after a request; an HTTP/2 one
+		// does so after its preface too (serverConn.serve in net/http).
+		c.h2 = c.h2 || !c.served
+		c.spoke, c.ended = false, false
+		c.reads, c.deadlines = 0, 0
+	default:
+		return
+	}
+	if c.drain.isDraining() {
+		c.since = time.Now()
+	}
+}
+
+// noteRequest is called for each request that reaches the handler.
+func (c *trackedConn) noteRequest(protoMajor int) {
+	c.mu.Lock()
+	c.served = true
+	c.h2 = c.h2 || protoMajor == 2
+	c.mu.Unlock()
+}
+
+// kind is the word by which the connection is counted.
+func (c *trackedConn) kind() string {
+	c.mu.Lock()
+	defer c.mu.Unlock()
+	return c.kindLocked()
+}
+
+func (c *trackedConn) kindLocked() string {
+	switch {
+	case c.state == http.StateHijacked:
+		return "hijacked"
+	case c.h2:
+		return "h2"
+	case c.state == http.StateActive:
+		return "active"
+	case c.spoke && !(c.over != nil && c.state == http.StateNew):
+		return "active" // half a request is here; before the first one it may be a TLS handshake
+	case c.state == http.StateIdle:
+		return "idle"
+	default:
+		return "new"
+	}
+}
+
+// silentSince tells since when nothing was asked on this connection, and
+// whether it is certain that nothing is being asked now. Before the drain
+// began nobody notes the time, and it is the zero Time.
+func (c *trackedConn) silentSince() (time.Time, bool) {
+	c.mu.Lock()
+	defer c.mu.Unlock()
+	return c.since, !c.closed && c.atBoundary()
+}
+
+const (
+	// netHTTPReadSize is what net/http asks for when it reads by HTTP/1 and
+	// its buffer is empty: the size of bufio.NewReader's buffer.
+	netHTTPReadSize = 4096
+
+	// frameHeaderSize is what it asks for at the beginning of an HTTP/2 frame.
+	frameHeaderSize = 9
+)
+
+// atBoundary tells whether the connection is between requests: no byte of the
+// next one was received.
+//
+// That net/http called it idle is not enough. It may hold bytes that it
+// received before: one byte that its background read took while the handler
+// ran, or what a client sent on in one go with the request before. It reads
+// as follows after StateIdle (conn.serve and connReader in net/http/server.go,
+// Go 1.26): SetReadDeadline, Peek(4), SetReadDeadline, then the header. So
+// where it waits in the first read since, of a whole buffer, and has set one
+// deadline, its buffer is empty. Were these internals to change, a
+// connection would stay for longer, unless the second deadline went away;
+// TestSilentOnlyAtBoundary would tell.
+//
+// Bytes by HTTP/2 need not be a request, so they begin the time of silence
+// anew instead. Beneath TLS the size says nothing. Thus two are not
+// recognised, where they stall for the whole time of silence: an HTTP/2
+// client between two frames of one header, or by TLS within one; and by
+// HTTP/1 a TLS client that sent a part of a record, but not the rest, before
+// it had the answer to its last request.
+func (c *trackedConn) atBoundary() bool {
+	switch {
+	case c.ready:
+		return false
+	case c.h2:
+		return c.state == http.StateIdle && (c.over != nil || c.asked == frameHeaderSize)
+	case c.spoke:
+		return false
+	case c.state == http.StateNew:
+		return true
+	case c.state != http.StateIdle:
+		return false
+	case c.over != nil:
+		return c.reads == 1 && c.deadlines == 1
+	default:
+		return c.reads == 1 && c.deadlines == 1 && c.asked == netHTTPReadSize
+	}
+}
+
+// atDeadline notes what the connection is when its time is up, and whether
+// Shutdown lets it finish: it does so for requests in a handler, and tells
+// HTTP/2 clients by GOAWAY; it closes the others, and drops a request whose
+// header is completed from then on.
+func (c *trackedConn) atDeadline() (mayFinish bool) {
+	c.mu.Lock()
+	defer c.mu.Unlock()
+	c.kindAtDeadline = c.kindLocked()
+	c.mayFinish = c.h2 || c.state == http.StateActive || c.state == http.StateHijacked
+	return c.mayFinish
+}
+
+// wasCut tells, of a closed connection, whether the deadline closed it.
+func (c *trackedConn) wasCut() bool {
+	c.mu.Lock()
+	defer c.mu.Unlock()
+	if c.mayFinish {
+		return c.forced
+	}
+	return !c.ended
+}
+
+// closeSilent closes a connection between requests; one by TLS with a goodbye.
+func (c *trackedConn) closeSilent() {
+	c.mu.Lock()
+	over := c.over
+	c.mu.Unlock()
+	if over != nil {
+		over.Close()
+	}
+	c.Close()
+}
+
+// force closes the connection as it is, with no goodbye: one by TLS would
+// wait for up to five seconds for a client that does not read.
+func (c *trackedConn) force() {
+	c.mu.Lock()
+	c.forced = !c.closed
+	c.mu.Unlock()
+	c.Close()
+}
+
+// hijacked returns what the handler is given that takes the connection over.
+func (c *trackedConn) hijacked(nc net.Conn) net.Conn {
+	if tc, ok := nc.(*tls.Conn); ok && c.ready {
+		return &hijackedTLS{Conn: tc, tracked: c}
+	}
+	return nc
+}
+
+// hijackedTLS is a hijacked connection that arrived with TLS around it, of
+// which nothing else would tell when it is closed.
+type hijackedTLS struct {
+	*tls.Conn
+	tracked *trackedConn
+}
+
+func (c *hijackedTLS) Close() error {
+	err := c.Conn.Close()
+	c.tracked.Close()
+	return err
+}

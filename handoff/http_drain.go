@@ -1,0 +1,354 @@
+package handoff
+
+import (
+	"context"
+	"crypto/tls"
+	"errors"
+	"net"
+	"net/http"
+	"sync"
+	"time"
+)
+
+// drainer is something with connections that a process finishes before it
+// ends. All methods may be called at any time, by several goroutines.
+type drainer interface {
+	// beginDrain begins the drain. It does not block; calls after the first
+	// do nothing. plain tells that nobody succeeds this process, so that
+	// there is no use in waiting for clients that say nothing. The deadline
+	// is for information: who drains calls cut then.
+	beginDrain(deadline time.Time, plain bool)
+
+	// drained is closed when, after beginDrain, nothing is open any more.
+	drained() <-chan struct{}
+
+	// open counts what is open, by kind. Kinds with none are left out.
+	open() map[string]int
+
+	// cut closes what is open, and returns by kind how many were cut off
+	// that had not ended by themselves. It takes a second at most, and a
+	// bit. Afterwards drained is closed.
+	cut() map[string]int
+}
+
+const (
+	// silenceBeforeClose is for how long a client of a process that nobody
+	// succeeds must have been silent for its connection to be closed.
+	silenceBeforeClose = time.Second
+
+	// cutGrace bounds Shutdown, which may wait for ever: for an HTTP/2
+	// connection that finished its handshake after the one sweep
+	// (golang/go#81153), or outside its context for a listener.
+	cutGrace = time.Second
+)
+
+// httpDrain knows every connection of one HTTPServer and drains them.
+//
+// It never calls Shutdown or SetKeepAlivesEnabled(false) before the deadline:
+// both close idle connections at once, and Shutdown also drops a request
+// whose header is completed after it (golang/go#75591). Each loses requests
+// of clients that did nothing wrong.
+type httpDrain struct {
+	srv            *http.Server
+	silence, grace time.Duration
+
+	draining chan struct{} // closed when the drain begins
+	done     chan struct{} // closed when it has ended
+
+	mu        sync.Mutex
+	begun     time.Time // zero before the drain
+	ended     bool      // done is closed
+	cutting   bool
+	unsettled int           // connections that may still finish by themselves while cutting
+	settled   chan struct{} // closed when there are none
+	cuts      map[string]int
+	listeners map[*trackedListener]struct{}
+	conns     map[*trackedConn]struct{}
+	ready     map[*tls.Conn]*trackedConn // those that arrived with TLS around them
+}
+
+func newHTTPDrain(srv *http.Server) *httpDrain {
+	return &httpDrain{
+		srv:       srv,
+		silence:   silenceBeforeClose,
+		grace:     cutGrace,
+		draining:  make(chan struct{}),
+		done:      make(chan struct{}),
+		settled:   make(chan struct{}),
+		cuts:      make(map[string]int),
+		listeners: make(map[*trackedListener]struct{}),
+		conns:     make(map[*trackedConn]struct{}),
+		ready:     make(map[*tls.Conn]*trackedConn),
+	}
+}
+
+func (d *httpDrain) isDraining() bool {
+	select {
+	case <-d.draining:
+		return true
+	default:
+		return false
+	}
+}
+
+func (d *httpDrain) drained() <-chan struct{} { return d.done }
+
+func (d *httpDrain) beginDrain(_ time.Time, plain bool) {
+	d.mu.Lock()
+	if !d.begun.IsZero() {
+		d.mu.Unlock()
+		return
+	}
+	d.begun = time.Now()
+	close(d.draining)
+	listeners := make([]net.Listener, 0, len(d.listeners))
+	for l := range d.listeners {
+		listeners = append(listeners, l)
+	}
+	d.checkDoneLocked()
+	d.mu.Unlock()
+
+	// A process that drains accepts nothing more, be it from a listener that
+	// it handed over, and has closed its copy of, or from one of its own.
+	for _, l := range listeners {
+		l.Close()
+	}
+	if plain {
+		go d.closeSilent()
+	}
+}
+
+// closeSilent closes, until the drain has ended, each connection on which
+// nothing was asked for the time of silence.
+func (d *httpDrain) closeSilent() {
+	timer := time.NewTimer(d.silence)
+	defer timer.Stop()
+	for {
+		select {
+		case <-d.done:
+			return
+		case <-timer.C:
+		}
+		silent, next := d.silent(time.Now())
+		for _, c := range silent {
+			c.closeSilent()
+		}
+		timer.Reset(next)
+	}
+}
+
+// silent returns the connections that have been silent for long enough, and
+// when to look again: no other one can have been so before.
+func (d *httpDrain) silent(now time.Time) (silent []*trackedConn, next time.Duration) {
+	d.mu.Lock()
+	defer d.mu.Unlock()
+	next = d.silence
+	for c := range d.conns {
+		since, certain := c.silentSince()
+		if !certain {
+			continue
+		}
+		if since.Before(d.begun) {
+			since = d.begun
+		}
+		if left := since.Add(d.silence).Sub(now); left > 0 {
+			next = min(next, left)
+		} else {
+			silent = append(silent, c)
+		}
+	}
+	return silent, next
+}
+
+func (d *httpDrain) open() map[string]int {
+	d.mu.Lock()
+	defer d.mu.Unlock()
+	open := make(map[string]int)
+	for c := range d.conns {
+		open[c.kind()]++
+	}
+	return open
+}
+
+// cut lets Shutdown try for a moment, then closes the rest. Connections that
+// end by themselves meanwhile, answered in full, were not cut.
+func (d *httpDrain) cut() map[string]int {
+	d.beginDrain(time.Now(), false)
+	d.mu.Lock()
+	if d.cutting || d.ended {
+		d.mu.Unlock()
+		<-d.done
+		return d.cutCounts()
+	}
+	d.cutting = true
+	for c := range d.conns {
+		if c.atDeadline() {
+			d.unsettled++
+		}
+	}
+	if d.unsettled == 0 {
+		close(d.settled)
+	}
+	d.mu.Unlock()
+
+	ctx, cancel := context.WithTimeout(context.Background(), d.grace)
+	defer cancel()
+	forced, shut := make(chan struct{}), make(chan struct{})
+	go func() {
+		defer close(shut)
+		d.srv.Shutdown(ctx)
+		<-forced // or those that Close closes would seem to have ended by themselves
+		d.srv.Close()
+	}()
+	select {
+	case <-d.settled:
+	case <-ctx.Done():
+	}
+	d.forceAll()
+	close(forced)
+	cancel()
+	select {
+	case <-shut:
+	case <-time.After(d.grace): // a listener whose Close does not end its Accept
+	}
+
+	d.mu.Lock()
+	d.endLocked()
+	d.mu.Unlock()
+	return d.cutCounts()
+}
+
+func (d *httpDrain) forceAll() {
+	d.mu.Lock()
+	rest := make([]*trackedConn, 0, len(d.conns))
+	for c := range d.conns {
+		rest = append(rest, c)
+	}
+	d.mu.Unlock()
+	for _, c := range rest {
+		c.force()
+	}
+}
+
+func (d *httpDrain) cutCounts() map[string]int {
+	d.mu.Lock()
+	defer d.mu.Unlock()
+	cuts := make(map[string]int, len(d.cuts))
+	for kind, n := range d.cuts {
+		cuts[kind] = n
+	}
+	return cuts
+}
+
+// addListener reports whether the listener may be served.
+func (d *httpDrain) addListener(l *trackedListener) bool {
+	d.mu.Lock()
+	defer d.mu.Unlock()
+	if !d.begun.IsZero() {
+		return false
+	}
+	d.listeners[l] = struct{}{}
+	return true
+}
+
+func (d *httpDrain) removeListener(l *trackedListener) {
+	d.mu.Lock()
+	defer d.mu.Unlock()
+	delete(d.listeners, l)
+	d.checkDoneLocked()
+}
+
+// track begins to count a connection that was just accepted, and returns
+// what net/http is to serve.
+func (d *httpDrain) track(nc net.Conn) net.Conn {
+	c := &trackedConn{Conn: nc, drain: d}
+	served := net.Conn(c)
+	tc, ready := nc.(*tls.Conn)
+	if ready {
+		c.Conn, c.ready, c.over = tc.NetConn(), true, tc
+		served = tc
+	}
+	d.mu.Lock()
+	d.conns[c] = struct{}{}
+	if ready {
+		d.ready[tc] = c
+	}
+	late := d.ended
+	d.mu.Unlock()
+	if late {
+		c.Close()
+	}
+	return served
+}
+
+// forget is called once for each connection, when it is closed.
+func (d *httpDrain) forget(c *trackedConn) {
+	d.mu.Lock()
+	defer d.mu.Unlock()
+	delete(d.conns, c)
+	if c.ready {
+		delete(d.ready, c.over)
+	}
+	if c.kindAtDeadline != "" {
+		if c.wasCut() {
+			d.cuts[c.kindAtDeadline]++
+		}
+		if c.mayFinish {
+			if d.unsettled--; d.unsettled == 0 {
+				close(d.settled)
+			}
+		}
+	}
+	d.checkDoneLocked()
+}
+
+// find returns what is known of a connection that net/http names.
+func (d *httpDrain) find(nc net.Conn) *trackedConn {
+	switch nc := nc.(type) {
+	case *trackedConn:
+		return nc
+	case *tls.Conn:
+		if c, ok := nc.NetConn().(*trackedConn); ok {
+			return c
+		}
+		d.mu.Lock()
+		defer d.mu.Unlock()
+		return d.ready[nc]
+	}
+	return nil
+}
+
+// connState is the server's ConnState hook.
+func (d *httpDrain) connState(nc net.Conn, state http.ConnState) {
+	c := d.find(nc)
+	if c == nil {
+		return
+	}
+	c.setState(nc, state)
+	if state == http.StateClosed {
+		c.Close() // does nothing but where TLS arrived with it
+	}
+}
+
+// checkDoneLocked ends the drain when no connection is open and none can
+// come: an accept loop that still runs may have one in its hands.
+func (d *httpDrain) checkDoneLocked() {
+	if !d.begun.IsZero() && len(d.conns) == 0 && len(d.listeners) == 0 {
+		d.endLocked()
+	}
+}
+
+func (d *httpDrain) endLocked() {
+	if !d.ended {
+		d.ended = true
+		close(d.done)
+	}
+}
+
+// serveResult is what Serve returns for what net/http's returned.
+func (d *httpDrain) serveResult(err error) error {
+	if errors.Is(err, net.ErrClosed) || errors.Is(err, http.ErrServerClosed) && d.isDraining() {
+		return nil
+	}
+	return err
+}
