@@ -37,7 +37,7 @@ func testContext(t testing.TB) context.Context {
 	return ctx
 }
 
-func get(t testing.TB, addr string) string {
+func fetch(t testing.TB, addr string) string {
 	t.Helper()
 	c, err := net.Dial("tcp", addr)
 	require.NoError(t, err)
@@ -68,7 +68,7 @@ func TestFirst(t *testing.T) {
 		})})
 		go h.Serve(ln)
 		require.NoError(t, p.Ready(ctx))
-		require.Equal(t, fmt.Sprint(i+1), get(t, addr))
+		require.Equal(t, fmt.Sprint(i+1), fetch(t, addr))
 		if prev != nil {
 			r, err := prev.Wait(ctx)
 			require.NoError(t, err)
