@@ -236,9 +236,3 @@ func (p *Process) sendFrame(a action) {
 	}
 	l.send(f)
 }
-
-func closeAll(fds []*descriptor) {
-	for _, d := range fds {
-		d.Close()
-	}
-}
