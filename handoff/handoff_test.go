@@ -2,24 +2,26 @@ package handoff
 
 import (
 	"context"
+	"errors"
 	"fmt"
 	"io"
 	"log/slog"
 	"net"
 	"net/http"
+	"os"
 	"path/filepath"
 	"strings"
+	"sync"
 	"testing"
 	"time"
 
 	"github.com/stretchr/testify/require"
 )
 
-// testLog sends a Process's lines to the test's log.
-func testLog(t testing.TB, name string) *slog.Logger {
-	return slog.New(slog.NewTextHandler(testWriter{t}, &slog.HandlerOptions{Level: slog.LevelDebug})).With("proc", name)
-}
+// Several Processes in one program stand for several generations here; those
+// that must die or hang are real processes, in integration/.
 
+// testWriter sends a Process's lines to the test's log.
 type testWriter struct{ t testing.TB }
 
 func (w testWriter) Write(b []byte) (int, error) {
@@ -27,56 +29,581 @@ func (w testWriter) Write(b []byte) (int, error) {
 	return len(b), nil
 }
 
-func testConfig(t testing.TB, name string) Config {
-	return Config{Label: name, Logger: testLog(t, name), Probation: -1, DrainTimeout: 5 * time.Second, StepTimeout: 5 * time.Second}
+// chain makes Processes that share one control socket.
+type chain struct {
+	t      testing.TB
+	ctx    context.Context
+	socket string
 }
 
-func testContext(t testing.TB) context.Context {
-	ctx, cancel := context.WithTimeout(context.Background(), 20*time.Second)
-	t.Cleanup(cancel)
-	return ctx
-}
-
-func fetch(t testing.TB, addr string) string {
+func newChain(t testing.TB) *chain {
 	t.Helper()
-	c, err := net.Dial("tcp", addr)
+	checkLeak(t)
+	dir, err := os.MkdirTemp("", "handoff")
 	require.NoError(t, err)
+	t.Cleanup(func() { os.RemoveAll(dir) })
+	ctx, cancel := context.WithTimeout(context.Background(), time.Minute)
+	t.Cleanup(cancel)
+	return &chain{t: t, ctx: ctx, socket: filepath.Join(dir, "s")}
+}
+
+func (c *chain) config(label string) Config {
+	return Config{
+		Socket: c.socket, Label: label, Probation: -1,
+		Logger: slog.New(slog.NewTextHandler(testWriter{c.t}, &slog.HandlerOptions{Level: slog.LevelDebug})).With("label", label),
+	}
+}
+
+// start makes a Process; change alters its Config.
+func (c *chain) start(label string, change ...func(*Config)) *Process {
+	c.t.Helper()
+	cfg := c.config(label)
+	for _, f := range change {
+		f(&cfg)
+	}
+	p, err := Start(c.ctx, cfg)
+	require.NoError(c.t, err)
+	c.t.Cleanup(func() { p.Close() })
+	return p
+}
+
+func (c *chain) listen(p *Process, network, address string) net.Listener {
+	c.t.Helper()
+	ln, err := p.Listen(c.ctx, network, address)
+	require.NoError(c.t, err)
+	return ln
+}
+
+func (c *chain) ready(p *Process) {
+	c.t.Helper()
+	require.NoError(c.t, p.Ready(c.ctx))
+}
+
+func (c *chain) wait(p *Process) Report {
+	c.t.Helper()
+	r, err := p.Wait(c.ctx)
+	require.NoError(c.t, err)
+	return r
+}
+
+// reach waits for a state.
+func (c *chain) reach(p *Process, want State) {
+	c.t.Helper()
+	c.until("generation is "+want.String(), func() bool { return p.State() == want })
+}
+
+func (c *chain) until(what string, ok func() bool) {
+	c.t.Helper()
+	for deadline := time.Now().Add(10 * time.Second); !ok(); {
+		require.True(c.t, time.Now().Before(deadline), what)
+		time.Sleep(time.Millisecond) // a poll's pace, not a wait for something to have happened
+	}
+}
+
+func (c *chain) client() *Client { return &Client{Socket: c.socket} }
+
+// greet serves ln by telling each connection who accepted it.
+func greet(p *Process, ln net.Listener) {
+	go func() {
+		for {
+			c, err := ln.Accept()
+			if err != nil {
+				return
+			}
+			fmt.Fprintf(c, "%d", p.Generation())
+			c.Close()
+		}
+	}()
+}
+
+// asked says which generation accepts at a.
+func asked(t testing.TB, a net.Addr) string {
+	t.Helper()
+	s, err := ask(a)
+	require.NoError(t, err)
+	return s
+}
+
+func ask(a net.Addr) (string, error) {
+	c, err := net.DialTimeout(a.Network(), a.String(), 5*time.Second)
+	if err != nil {
+		return "", err
+	}
 	defer c.Close()
 	c.SetDeadline(time.Now().Add(5 * time.Second))
-	fmt.Fprintf(c, "GET / HTTP/1.0\r\n\r\n")
 	b, err := io.ReadAll(c)
-	require.NoError(t, err)
-	_, body, _ := strings.Cut(string(b), "\r\n\r\n")
-	return body
+	return string(b), err
 }
 
-func TestFirst(t *testing.T) {
-	dir := t.TempDir()
-	ctx := testContext(t)
-	var addr string
+func probation(cfg *Config) { cfg.Probation = time.Hour }
+func mode(m Takeover) func(*Config) {
+	return func(cfg *Config) { cfg.Takeover = m }
+}
+
+func TestChainOfFive(t *testing.T) {
+	c := newChain(t)
 	var prev *Process
 	for i := range 5 {
-		cfg := testConfig(t, fmt.Sprintf("v%d", i+1))
-		cfg.Socket = filepath.Join(dir, "s")
-		p, err := Start(ctx, cfg)
-		require.NoError(t, err)
-		ln, err := p.Listen(ctx, "tcp", "127.0.0.1:0")
-		require.NoError(t, err)
-		addr = ln.Addr().String()
-		h := NewHTTPServer(p, &http.Server{Handler: http.HandlerFunc(func(w http.ResponseWriter, r *http.Request) {
-			fmt.Fprint(w, p.Generation())
-		})})
-		go h.Serve(ln)
-		require.NoError(t, p.Ready(ctx))
-		require.Equal(t, fmt.Sprint(i+1), fetch(t, addr))
+		p := c.start(fmt.Sprintf("v%d", i+1))
+		ln := c.listen(p, "tcp", "127.0.0.1:0")
+		greet(p, ln)
+		c.ready(p)
+		require.EqualValues(t, i+1, p.Generation())
+		require.Equal(t, fmt.Sprint(i+1), asked(t, ln.Addr()))
 		if prev != nil {
-			r, err := prev.Wait(ctx)
-			require.NoError(t, err)
-			require.Equal(t, "handed_over", r.Reason)
+			require.Equal(t, "handed_over", c.wait(prev).Reason)
+			require.NoError(t, prev.Err())
 		}
 		prev = p
 	}
 	prev.Stop()
-	_, err := prev.Wait(ctx)
+	require.Equal(t, "stopped", c.wait(prev).Reason)
+	_, err := os.Lstat(c.socket)
+	require.ErrorIs(t, err, os.ErrNotExist, "the last owner removes the control socket")
+}
+
+func TestListenAndServe(t *testing.T) {
+	c := newChain(t)
+	ends := map[string]chan error{}
+	serve := func(ctx context.Context, label string) {
+		ready := make(chan struct{})
+		cfg := c.config(label)
+		cfg.OnState = func(_, to State) {
+			if to == StateServing {
+				close(ready)
+			}
+		}
+		end := make(chan error, 1)
+		ends[label] = end
+		srv := &http.Server{Addr: "127.0.0.1:0", Handler: http.HandlerFunc(func(w http.ResponseWriter, _ *http.Request) { io.WriteString(w, label) })}
+		go func() { end <- ListenAndServe(ctx, cfg, srv) }()
+		<-ready
+	}
+	ctx, cancel := context.WithCancel(c.ctx)
+	defer cancel()
+	serve(ctx, "one")
+	sockets, err := c.client().Sockets(c.ctx)
 	require.NoError(t, err)
+	url := "http://" + sockets[0].Address + "/"
+	get := func() string {
+		tr := &http.Transport{DisableKeepAlives: true}
+		resp, err := (&http.Client{Transport: tr}).Get(url)
+		require.NoError(t, err)
+		defer resp.Body.Close()
+		b, err := io.ReadAll(resp.Body)
+		require.NoError(t, err)
+		return string(b)
+	}
+	require.Equal(t, "one", get())
+	serve(ctx, "two")
+	require.NoError(t, <-ends["one"])
+	require.Equal(t, "two", get())
+	cancel()
+	require.NoError(t, <-ends["two"])
+}
+
+func TestCloseBeforeReadyLeavesTheIncumbent(t *testing.T) {
+	c := newChain(t)
+	one := c.start("one")
+	ln := c.listen(one, "tcp", "127.0.0.1:0")
+	greet(one, ln)
+	c.ready(one)
+	path := filepath.Join(filepath.Dir(c.socket), "fresh")
+	for range 3 {
+		p := c.start("bad")
+		c.listen(p, "tcp", "127.0.0.1:0")
+		c.listen(p, "unix", path)
+		require.NoError(t, p.Close())
+		_, err := os.Lstat(path)
+		require.ErrorIs(t, err, os.ErrNotExist, "what a successor opened goes with it")
+	}
+	require.Equal(t, "1", asked(t, ln.Addr()))
+	two := c.start("two")
+	require.EqualValues(t, 5, two.Generation(), "numbers are never used again")
+	greet(two, c.listen(two, "tcp", "127.0.0.1:0"))
+	c.ready(two)
+	require.Equal(t, "5", asked(t, ln.Addr()))
+	c.wait(one)
+}
+
+func TestNeverRefusesWhereAnIncumbentLives(t *testing.T) {
+	c := newChain(t)
+	c.ready(c.start("one"))
+	cfg := c.config("two")
+	cfg.Takeover = Never
+	_, err := Start(c.ctx, cfg)
+	require.ErrorIs(t, err, ErrIncumbent)
+	require.ErrorContains(t, err, fmt.Sprintf("pid %d", os.Getpid()))
+}
+
+func TestBusyIsAskedAgain(t *testing.T) {
+	c := newChain(t)
+	one := c.start("one") // not ready: a hello is told busy
+	ctx, cancel := context.WithTimeout(c.ctx, 300*time.Millisecond)
+	defer cancel()
+	_, err := Start(ctx, c.config("hasty"))
+	require.ErrorIs(t, err, context.DeadlineExceeded)
+	require.ErrorContains(t, err, "busy")
+
+	got := make(chan *Process)
+	go func() {
+		p, err := Start(c.ctx, c.config("two"))
+		if err != nil {
+			t.Error(err)
+		}
+		got <- p
+	}()
+	c.ready(one)
+	two := <-got
+	defer two.Close()
+	c.ready(two)
+	c.wait(one)
+}
+
+func TestFirstStartsAtTheSameInstant(t *testing.T) {
+	c := newChain(t)
+	const n = 6
+	var wg sync.WaitGroup
+	generations := make(chan uint64, n)
+	for i := range n {
+		wg.Go(func() {
+			p, err := Start(c.ctx, c.config(fmt.Sprintf("p%d", i)))
+			if err != nil {
+				t.Error(err)
+				return
+			}
+			defer p.Close()
+			if _, err := p.Listen(c.ctx, "tcp", "127.0.0.1:0"); err != nil {
+				t.Error(err)
+				return
+			}
+			if err := p.Ready(c.ctx); err != nil {
+				t.Error(err)
+				return
+			}
+			generations <- p.Generation()
+			if p.Generation() == n {
+				p.Stop()
+			}
+			if _, err := p.Wait(c.ctx); err != nil {
+				t.Error(err)
+			}
+		})
+	}
+	wg.Wait()
+	seen := map[uint64]bool{}
+	for range n {
+		seen[<-generations] = true
+	}
+	require.Len(t, seen, n, "one chain, each number once")
+}
+
+func TestStandbyWaitsForTheOperator(t *testing.T) {
+	c := newChain(t)
+	one := c.start("one")
+	ln := c.listen(one, "tcp", "127.0.0.1:0")
+	greet(one, ln)
+	c.ready(one)
+
+	_, err := c.client().Handover(c.ctx, "")
+	var remote *RemoteError
+	require.ErrorAs(t, err, &remote)
+	require.Equal(t, CodeNoStandby, remote.Code)
+
+	two := c.start("two", mode(Standby))
+	greet(two, c.listen(two, "tcp", "127.0.0.1:0"))
+	ready := make(chan error, 1)
+	go func() { ready <- two.Ready(c.ctx) }()
+	c.reach(two, StateStandby)
+	require.Equal(t, "1", asked(t, ln.Addr()))
+
+	ans, err := c.client().Handover(c.ctx, "r1")
+	require.NoError(t, err)
+	require.False(t, ans.Already)
+	require.NoError(t, <-ready)
+	require.Equal(t, "2", asked(t, ln.Addr()))
+	c.wait(one)
+	ans, err = c.client().Handover(c.ctx, "r1")
+	require.NoError(t, err)
+	require.True(t, ans.Already, "the next generation remembers the request")
+}
+
+func TestStandbyServesWhenTheIncumbentEnds(t *testing.T) {
+	c := newChain(t)
+	one := c.start("one")
+	ln := c.listen(one, "tcp", "127.0.0.1:0")
+	c.ready(one)
+	two := c.start("two", mode(Standby))
+	greet(two, c.listen(two, "tcp", "127.0.0.1:0"))
+	ready := make(chan error, 1)
+	go func() { ready <- two.Ready(c.ctx) }()
+	c.reach(two, StateStandby)
+
+	// Queued, and accepted by nobody yet.
+	queued, err := net.Dial("tcp", ln.Addr().String())
+	require.NoError(t, err)
+	defer queued.Close()
+	require.NoError(t, one.Close())
+	require.NoError(t, <-ready)
+	queued.SetDeadline(time.Now().Add(5 * time.Second))
+	b, err := io.ReadAll(queued)
+	require.NoError(t, err)
+	require.Equal(t, "2", string(b))
+}
+
+func TestSpareGivesWayAndComesBack(t *testing.T) {
+	c := newChain(t)
+	one := c.start("one")
+	ln := c.listen(one, "tcp", "127.0.0.1:0")
+	greet(one, ln)
+	c.ready(one)
+
+	spare := c.start("spare", mode(Spare))
+	greet(spare, c.listen(spare, "tcp", "127.0.0.1:0"))
+	ready := make(chan error, 1)
+	go func() { ready <- spare.Ready(c.ctx) }()
+	c.reach(spare, StateStandby)
+	_, err := c.client().Handover(c.ctx, "")
+	var remote *RemoteError
+	require.ErrorAs(t, err, &remote, "a spare waits for the incumbent's death only")
+
+	two := c.start("two")
+	greet(two, c.listen(two, "tcp", "127.0.0.1:0"))
+	c.ready(two)
+	c.wait(one)
+	require.Equal(t, fmt.Sprint(two.Generation()), asked(t, ln.Addr()))
+
+	c.until("the spare is a standby of two", func() bool {
+		return spare.State() == StateStandby && spare.Generation() > two.Generation()
+	})
+	require.NoError(t, two.Close())
+	require.NoError(t, <-ready)
+	require.Equal(t, fmt.Sprint(spare.Generation()), asked(t, ln.Addr()))
+}
+
+func TestRollbackInProbation(t *testing.T) {
+	c := newChain(t)
+	var states []string
+	one := c.start("one", probation, func(cfg *Config) {
+		cfg.OnState = func(from, to State) { states = append(states, from.String()+" "+to.String()) }
+	})
+	ln := c.listen(one, "tcp", "127.0.0.1:0")
+	greet(one, ln)
+	c.ready(one)
+	two := c.start("two")
+	greet(two, c.listen(two, "tcp", "127.0.0.1:0"))
+	c.ready(two)
+	require.Equal(t, "2", asked(t, ln.Addr()))
+	s, err := c.client().Status(c.ctx)
+	require.NoError(t, err)
+	require.EqualValues(t, 1, s.Generation, "until release the incumbent answers")
+	require.Equal(t, "parked", s.Generations[0].State)
+	require.Equal(t, "serving", s.Generations[1].State)
+	require.Positive(t, s.Generations[0].LeftSeconds)
+
+	_, err = c.client().Rollback(c.ctx)
+	require.NoError(t, err)
+	<-two.Done()
+	require.ErrorIs(t, two.Err(), ErrRevoked)
+	require.Equal(t, "1", asked(t, ln.Addr()))
+	_, err = two.Wait(c.ctx)
+	require.ErrorIs(t, err, ErrRevoked)
+	ans, err := c.client().Rollback(c.ctx)
+	require.NoError(t, err)
+	require.True(t, ans.Already)
+	require.Equal(t, []string{"starting serving", "serving parked", "parked serving"}, states)
+
+	// The next one gets a number of its own, and after release there is no way back.
+	three := c.start("three")
+	require.EqualValues(t, 3, three.Generation())
+	greet(three, c.listen(three, "tcp", "127.0.0.1:0"))
+	c.ready(three)
+	one.Stop() // in probation: release now
+	c.wait(one)
+	_, err = c.client().Rollback(c.ctx)
+	var remote *RemoteError
+	require.ErrorAs(t, err, &remote)
+	require.Equal(t, CodeNotNow, remote.Code)
+}
+
+func TestSuccessorThatEndsInProbationGivesBack(t *testing.T) {
+	for _, end := range []struct {
+		name string
+		do   func(*Process)
+	}{
+		{"stopped", (*Process).Stop},
+		{"closed", func(p *Process) { p.Close() }},
+		{"link ends without a word", func(p *Process) { p.ask(func() { p.elder.c.Close() }) }},
+	} {
+		t.Run(end.name, func(t *testing.T) {
+			c := newChain(t)
+			one := c.start("one", probation)
+			ln := c.listen(one, "tcp", "127.0.0.1:0")
+			greet(one, ln)
+			c.ready(one)
+			two := c.start("two")
+			greet(two, c.listen(two, "tcp", "127.0.0.1:0"))
+			c.ready(two)
+			c.reach(one, StateParked)
+			end.do(two)
+			c.reach(one, StateServing)
+			two.Close()
+			require.Equal(t, "1", asked(t, ln.Addr()))
+		})
+	}
+}
+
+func TestStopWaitsForAStartingSuccessor(t *testing.T) {
+	c := newChain(t)
+	one := c.start("one")
+	ln := c.listen(one, "tcp", "127.0.0.1:0")
+	greet(one, ln)
+	c.ready(one)
+	two := c.start("two", mode(Standby))
+	greet(two, c.listen(two, "tcp", "127.0.0.1:0"))
+	one.Stop()
+	require.Equal(t, "1", asked(t, ln.Addr()), "it serves until its successor is ready")
+	c.ready(two)
+	require.Equal(t, "handed_over", c.wait(one).Reason)
+	require.Equal(t, "2", asked(t, ln.Addr()))
+}
+
+func TestStopWithoutASuccessorAfterAll(t *testing.T) {
+	c := newChain(t)
+	one := c.start("one")
+	c.listen(one, "tcp", "127.0.0.1:0")
+	c.ready(one)
+	two := c.start("two")
+	one.Stop()
+	c.until("one waits", func() bool {
+		var waits bool
+		one.ask(func() { waits = one.m.stopping })
+		return waits
+	})
+	require.NoError(t, two.Close())
+	require.Equal(t, "stopped", c.wait(one).Reason)
+}
+
+func TestReadyTimeoutRevokesTheSuccessor(t *testing.T) {
+	c := newChain(t)
+	one := c.start("one", func(cfg *Config) { cfg.ReadyTimeout = 50 * time.Millisecond })
+	ln := c.listen(one, "tcp", "127.0.0.1:0")
+	greet(one, ln)
+	c.ready(one)
+	two := c.start("two")
+	<-two.Done()
+	require.ErrorIs(t, two.Err(), ErrRevoked)
+	require.ErrorIs(t, two.Ready(c.ctx), ErrRevoked)
+	require.Equal(t, "1", asked(t, ln.Addr()))
+	c.ready(c.start("three"))
+	c.wait(one)
+}
+
+func TestRequestsAreFollowedAndWithdrawn(t *testing.T) {
+	c := newChain(t)
+	one := c.start("one", func(cfg *Config) { cfg.Request = "first" })
+	c.listen(one, "tcp", "127.0.0.1:0")
+	c.ready(one)
+	outcome := func(id string) string {
+		s, err := c.client().Status(c.ctx)
+		require.NoError(t, err)
+		for _, r := range s.Requests {
+			if r.ID == id {
+				return r.Outcome
+			}
+		}
+		return ""
+	}
+	require.Equal(t, "serving", outcome("first"))
+
+	// Withdrawn before the hello, and with the successor there.
+	_, err := c.client().Withdraw(c.ctx, "early")
+	require.NoError(t, err)
+	cfg := c.config("early")
+	cfg.Request = "early"
+	_, err = Start(c.ctx, cfg)
+	require.ErrorIs(t, err, ErrRefused)
+	require.ErrorContains(t, err, "withdrawn")
+
+	late := c.start("late", func(cfg *Config) { cfg.Request, cfg.Takeover = "late", Standby })
+	require.Equal(t, "starting", outcome("late"))
+	_, err = c.client().Withdraw(c.ctx, "late")
+	require.NoError(t, err)
+	<-late.Done()
+	require.ErrorContains(t, late.Err(), "withdrawn")
+	require.Equal(t, "withdrawn", outcome("late"))
+
+	good := c.start("good", func(cfg *Config) { cfg.Request = "good" })
+	c.listen(good, "tcp", "127.0.0.1:0")
+	c.ready(good)
+	c.wait(one)
+	require.Equal(t, "released", outcome("good"))
+	require.Equal(t, "withdrawn", outcome("late"), "outcomes travel to the successor")
+	_, err = c.client().Withdraw(c.ctx, "good")
+	var remote *RemoteError
+	require.ErrorAs(t, err, &remote)
+}
+
+func TestConfigIsChecked(t *testing.T) {
+	t.Setenv(EnvSocket, "")
+	long := strings.Repeat("x", maxNameLen+1)
+	for _, tc := range []struct {
+		name string
+		cfg  Config
+		want string
+	}{
+		{"no socket", Config{}, EnvSocket},
+		{"long label", Config{Socket: "s", Label: long}, "at most"},
+		{"long request", Config{Socket: "s", Request: long}, "at most"},
+		{"takeover", Config{Socket: "s", Takeover: 9}, "Takeover(9)"},
+		{"spare with files", Config{Socket: "s", Takeover: Spare, Files: []string{"a"}}, "spare"},
+		{"file name", Config{Socket: "s", Files: []string{"a\nb"}}, "control character"},
+	} {
+		t.Run(tc.name, func(t *testing.T) {
+			_, err := Start(context.Background(), tc.cfg)
+			require.ErrorContains(t, err, tc.want)
+		})
+	}
+}
+
+func TestReadyCanBeCalledAgain(t *testing.T) {
+	c := newChain(t)
+	one := c.start("one")
+	c.ready(one)
+	c.ready(one)
+	two := c.start("two", mode(Standby))
+	ctx, cancel := context.WithCancelCause(c.ctx)
+	cancel(errors.New("enough"))
+	require.ErrorContains(t, two.Ready(ctx), "enough")
+	c.reach(two, StateStandby)
+	_, err := c.client().Handover(c.ctx, "")
+	require.NoError(t, err)
+	c.ready(two)
+	c.wait(one)
+}
+
+func TestOlderGenerationsStayInTheStatus(t *testing.T) {
+	c := newChain(t)
+	one := c.start("one")
+	c.ready(one)
+	two := c.start("two")
+	c.ready(two)
+	<-one.Done() // drains until it calls Wait
+	three := c.start("three")
+	c.ready(three)
+	<-two.Done()
+	states := func() string {
+		s, err := c.client().Status(c.ctx)
+		require.NoError(t, err)
+		var all []string
+		for _, g := range s.Generations {
+			all = append(all, fmt.Sprint(g.Generation, " ", g.State))
+		}
+		return strings.Join(all, ", ")
+	}
+	c.until("all three", func() bool { return states() == "1 draining, 2 draining, 3 serving" })
+	c.wait(two) // the link that one reports through ends: it registers with three
+	c.until("one registers", func() bool { return states() == "1 draining, 3 serving" })
+	c.wait(one)
+	c.until("three alone", func() bool { return states() == "3 serving" })
 }
