@@ -62,7 +62,8 @@ type trackedConn struct {
 	served bool      // a request of it has reached the handler
 	since  time.Time // when it became new or idle, or said something by HTTP/2, where that was after the drain began
 	closed bool
-	forced bool // closed by the drain at its deadline, still working
+	forced bool // closed by the drain at its deadline
+	wasCut bool // closed, and had not ended by itself, since the deadline
 
 	asked int // size of the last read
 
@@ -72,7 +73,7 @@ type trackedConn struct {
 	reads     int  // reads begun
 	deadlines int  // read deadlines set
 
-	// Set once under the drain's lock, at its deadline.
+	// Set once, at the drain's deadline.
 	kindAtDeadline string
 	mayFinish      bool
 }
@@ -156,7 +157,10 @@ func (c *trackedConn) noteDeadline() {
 func (c *trackedConn) Close() error {
 	c.mu.Lock()
 	first := !c.closed
-	c.closed = true
+	if first {
+		c.closed = true
+		c.wasCut = c.isCutLocked()
+	}
 	c.mu.Unlock()
 	err := c.Conn.Close()
 	if first {
@@ -210,12 +214,14 @@ func (c *trackedConn) kindLocked() string {
 		return "h2"
 	case c.state == http.StateActive:
 		return "active"
-	case c.spoke && !(c.over != nil && c.state == http.StateNew):
-		return "active" // half a request is here; before the first one it may be a TLS handshake
-	case c.state == http.StateIdle:
-		return "idle"
-	default:
+	case c.state == http.StateNew && c.spoke && c.over == nil: // with TLS it may be the handshake
+		return "active" // half a request is here
+	case c.state == http.StateNew:
 		return "new"
+	case c.reads > 0 && !c.atBoundary():
+		return "active" // likewise
+	default:
+		return "idle"
 	}
 }
 
@@ -261,7 +267,7 @@ func (c *trackedConn) atBoundary() bool {
 	case c.ready:
 		return false
 	case c.h2:
-		return c.state == http.StateIdle && (c.over != nil || c.asked == frameHeaderSize)
+		return c.betweenFrames()
 	case c.spoke:
 		return false
 	case c.state == http.StateNew:
@@ -273,6 +279,12 @@ func (c *trackedConn) atBoundary() bool {
 	default:
 		return c.reads == 1 && c.deadlines == 1 && c.asked == netHTTPReadSize
 	}
+}
+
+// betweenFrames tells whether an HTTP/2 connection has no requests under way,
+// nor, as far as can be known, one coming in.
+func (c *trackedConn) betweenFrames() bool {
+	return c.state == http.StateIdle && (c.over != nil || c.asked == frameHeaderSize)
 }
 
 // atDeadline notes what the connection is when its time is up, and whether
@@ -287,14 +299,20 @@ func (c *trackedConn) atDeadline() (mayFinish bool) {
 	return c.mayFinish
 }
 
-// wasCut tells, of a closed connection, whether the deadline closed it.
-func (c *trackedConn) wasCut() bool {
-	c.mu.Lock()
-	defer c.mu.Unlock()
-	if c.mayFinish {
-		return c.forced
+// isCutLocked tells, of a connection that is being closed, whether the
+// deadline cuts it off. An HTTP/2 client that has all its answers was told by
+// GOAWAY, and knows that what it sends after that was not processed.
+func (c *trackedConn) isCutLocked() bool {
+	switch {
+	case c.kindAtDeadline == "":
+		return false
+	case c.h2:
+		return !c.ended && !c.betweenFrames()
+	case c.mayFinish:
+		return c.forced // also where it sends no more: it waits for an answer
+	default:
+		return !c.ended
 	}
-	return !c.ended
 }
 
 // closeSilent closes a connection between requests; one by TLS with a goodbye.
@@ -312,9 +330,10 @@ func (c *trackedConn) closeSilent() {
 // wait for up to five seconds for a client that does not read.
 func (c *trackedConn) force() {
 	c.mu.Lock()
-	c.forced = !c.closed
+	c.forced = true
 	c.mu.Unlock()
 	c.Close()
+	c.drain.forget(c) // for whoever was closing it just now, and has not come to that
 }
 
 // hijacked returns what the handler is given that takes the connection over.

@@ -281,16 +281,19 @@ func (d *httpDrain) track(nc net.Conn) net.Conn {
 	return served
 }
 
-// forget is called once for each connection, when it is closed.
+// forget is called when a connection is closed. Calls after the first do nothing.
 func (d *httpDrain) forget(c *trackedConn) {
 	d.mu.Lock()
 	defer d.mu.Unlock()
+	if _, ok := d.conns[c]; !ok {
+		return
+	}
 	delete(d.conns, c)
 	if c.ready {
 		delete(d.ready, c.over)
 	}
 	if c.kindAtDeadline != "" {
-		if c.wasCut() {
+		if c.wasCut {
 			d.cuts[c.kindAtDeadline]++
 		}
 		if c.mayFinish {

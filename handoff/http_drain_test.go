@@ -212,6 +212,7 @@ func TestCut(t *testing.T) {
 	idle, fresh, half, active, finishing, hijacked, released := s.dial(), s.dial(), s.dial(), s.dial(), s.dial(), s.dial(), s.dial()
 	idle.get("/", false)
 	half.get("/", false)
+	s.waitOpen(map[string]int{"idle": 2, "new": 5})
 	half.send("GET / HT")
 	active.send(get("/stuck"))
 	stuck.waitEntered(t)

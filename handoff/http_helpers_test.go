@@ -132,8 +132,13 @@ func (s *testServer) notDrained() {
 // waitOpen waits until exactly the given connections are open.
 func (s *testServer) waitOpen(want map[string]int) {
 	s.t.Helper()
-	require.Eventually(s.t, func() bool { return maps.Equal(want, s.drain.open()) }, patience, time.Millisecond,
-		"want open: %v", want)
+	var open map[string]int
+	for deadline := time.Now().Add(patience); time.Now().Before(deadline); time.Sleep(time.Millisecond) {
+		if open = s.drain.open(); maps.Equal(want, open) {
+			return
+		}
+	}
+	require.Equal(s.t, want, open, "open connections")
 }
 
 // rawClient is a client that sends what it is told, once, and retries nothing.

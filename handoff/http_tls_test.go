@@ -105,6 +105,7 @@ func TestTLSPlainStop(t *testing.T) {
 	idle, half := dial(), dial()
 	idle.get("/", false)
 	half.get("/", false)
+	s.waitOpen(map[string]int{"idle": 2})
 	half.send("GET / HT")
 	s.waitOpen(map[string]int{"idle": 1, "active": 1})
 	s.beginDrain(true)
