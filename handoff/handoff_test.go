@@ -282,14 +282,17 @@ func TestFirstStartsAtTheSameInstant(t *testing.T) {
 				return
 			}
 			generations <- p.Generation()
-			if p.Generation() == n {
-				p.Stop()
-			}
 			if _, err := p.Wait(c.ctx); err != nil {
 				t.Error(err)
 			}
 		})
 	}
+	c.until("the last one serves alone", func() bool {
+		s, err := c.client().Status(c.ctx)
+		return err == nil && s.Generation == n && len(s.Generations) == 1
+	})
+	_, err := c.client().Stop(c.ctx)
+	require.NoError(t, err)
 	wg.Wait()
 	seen := map[uint64]bool{}
 	for range n {

@@ -202,7 +202,9 @@ func (p *Process) recordOutcome(out outcome, why reason) {
 		p.last = &h
 		p.ledger.verb = ""
 	}
-	p.Logger().Info("handoff "+h.Outcome, "from", h.From, "to", h.To, "reason", h.Reason)
+	if h.From > 0 {
+		p.Logger().Info("handoff", "outcome", h.Outcome, "from", h.From, "to", h.To, "reason", h.Reason)
+	}
 }
 
 func busyText(why reason) string {

@@ -203,7 +203,7 @@ func (p *Process) closeLink(s side) {
 		p.elder = nil
 	case sideYounger:
 		p.younger = nil
-		if p.m.state == StateDraining && !p.finished {
+		if p.m.state == StateDraining {
 			p.work.Go(p.register)
 		}
 	}

@@ -211,10 +211,10 @@ func (p *Process) perform(a action) {
 		p.sockets.stop()
 		p.control.close()
 	case actDropSockets:
-		if p.m.state == StateGone || p.m.mode != Spare {
+		if p.m.state == StateGone {
 			p.sockets.stop()
 		} else {
-			p.sockets.detach()
+			p.sockets.detach() // to be filled by the next incumbent
 		}
 		p.control.close()
 	case actRelease:
@@ -308,7 +308,11 @@ func (p *Process) ended(why reason) {
 		p.attempt <- attempt{err: err}
 		p.attempt = nil
 	}
-	p.Logger().Info("gone", "reason", string(why), "error", err)
+	if err != nil {
+		p.Logger().Error("gone", "reason", string(why), "error", err)
+		return
+	}
+	p.Logger().Info("gone", "reason", string(why))
 }
 
 // runningTimer is a timer of the machine.
