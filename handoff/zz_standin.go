@@ -2,12 +2,6 @@ package handoff
 
 import "time"
 
-const (
-	maxFrame = 60 << 10
-	maxBatch = 128
-)
-
-type fileID struct{ Dev, Ino uint64 }
 type Status struct{}
 type SocketInfo struct{}
 type GenerationStatus struct{}

@@ -1,0 +1,229 @@
+package handoff
+
+import (
+	"fmt"
+	"net"
+	"os"
+	"sync"
+	"syscall"
+
+	"golang.org/x/sys/unix"
+)
+
+// errDescriptorClosed is what a descriptor returns after Close.
+var errDescriptorClosed = fmt.Errorf("descriptor: %w", os.ErrClosed)
+
+// descriptor owns one file descriptor that is not in the runtime's poller: a
+// descriptor that were merely left in epoll would wake this process for every
+// connection that is meant for another. Raw numbers live only in here and in
+// calls of control.
+//
+// All methods are safe for concurrent use. The number is closed when Close was
+// called and the last running control returned, so it can't be reused by the
+// kernel under somebody's feet.
+type descriptor struct {
+	mu     sync.Mutex
+	n      int  // -1 once close(2) was called
+	users  int  // running calls of control, and sends
+	closed bool // Close was called
+	held   bool // bound without SO_REUSEADDR: see hold
+}
+
+// newDescriptor takes ownership of n.
+func newDescriptor(n int) *descriptor { return &descriptor{n: n} }
+
+// acquire keeps the number open until release.
+func (d *descriptor) acquire() (int, error) {
+	d.mu.Lock()
+	defer d.mu.Unlock()
+	if d.closed {
+		return -1, errDescriptorClosed
+	}
+	d.users++
+	return d.n, nil
+}
+
+func (d *descriptor) release() {
+	d.mu.Lock()
+	defer d.mu.Unlock()
+	d.users--
+	if d.closed && d.users == 0 {
+		_ = d.closeLocked()
+	}
+}
+
+// closeLocked does not repeat close(2) after EINTR: Linux has released the
+// number by then.
+func (d *descriptor) closeLocked() error {
+	n := d.n
+	d.n = -1
+	if err := unix.Close(n); err != nil && err != unix.EINTR {
+		return os.NewSyscallError("close", err)
+	}
+	return nil
+}
+
+// Close closes the descriptor, at the latest when the last user is done with
+// it. It does not wait, and the second call does nothing.
+func (d *descriptor) Close() error {
+	d.mu.Lock()
+	defer d.mu.Unlock()
+	if d.closed {
+		return nil
+	}
+	d.closed = true
+	if d.users > 0 {
+		return nil
+	}
+	return d.closeLocked()
+}
+
+// closeAll closes what a return path does not hand over.
+func closeAll(fds []*descriptor) {
+	for _, d := range fds {
+		_ = d.Close()
+	}
+}
+
+// control calls f with the number, which f must not keep or close.
+func (d *descriptor) control(f func(fd int) error) error {
+	n, err := d.acquire()
+	if err != nil {
+		return err
+	}
+	defer d.release()
+	return f(n)
+}
+
+// dup makes a second descriptor for the same open file description,
+// close-on-exec. The flags that belong to the description (O_NONBLOCK) are
+// shared, and stay as they are.
+func (d *descriptor) dup() (*descriptor, error) {
+	n, err := d.dupRaw()
+	if err != nil {
+		return nil, err
+	}
+	d.mu.Lock()
+	defer d.mu.Unlock()
+	return &descriptor{n: n, held: d.held}, nil
+}
+
+func (d *descriptor) dupRaw() (n int, err error) {
+	err = d.control(func(fd int) error {
+		n, err = dupFD(fd)
+		return err
+	})
+	return n, err
+}
+
+func dupFD(fd int) (int, error) {
+	n, err := unix.FcntlInt(uintptr(fd), unix.F_DUPFD_CLOEXEC, 0)
+	return n, os.NewSyscallError("fcntl", err)
+}
+
+// dupConn duplicates the descriptor of a listener, connection or file that the
+// runtime owns. It goes through SyscallConn: File().Fd() would clear
+// O_NONBLOCK on the shared open file description, and with that in every
+// process that holds the socket; an Accept there could no longer be
+// interrupted (golang/go#24942).
+func dupConn(c syscall.Conn) (*descriptor, error) {
+	raw, err := c.SyscallConn()
+	if err != nil {
+		return nil, err
+	}
+	n := -1
+	cerr := raw.Control(func(fd uintptr) { n, err = dupFD(int(fd)) })
+	if cerr != nil {
+		return nil, cerr
+	}
+	if err != nil {
+		return nil, err
+	}
+	return newDescriptor(n), nil
+}
+
+// file returns an *os.File over a duplicate, for the caller to close; d stays
+// as it is. O_NONBLOCK is not touched. name is what File.Name reports.
+func (d *descriptor) file(name string) (*os.File, error) {
+	n, err := d.dupRaw()
+	if err != nil {
+		return nil, err
+	}
+	return os.NewFile(uintptr(n), name), nil
+}
+
+// setNonblock is for sockets that the runtime is to poll: whoever sent them
+// may have left them blocking.
+func (d *descriptor) setNonblock() error {
+	return d.control(func(fd int) error {
+		return os.NewSyscallError("fcntl", unix.SetNonblock(fd, true))
+	})
+}
+
+// listener returns a net.Listener over a duplicate, for the caller to close; d
+// stays as it is. The socket becomes non-blocking. Closing the listener never
+// unlinks the file of a Unix socket: net.UnixListener would unlink whatever is
+// at its path by then, also a successor's.
+func (d *descriptor) listener() (net.Listener, error) {
+	f, err := d.pollable()
+	if err != nil {
+		return nil, err
+	}
+	ln, err := net.FileListener(f) // duplicates again
+	if cerr := f.Close(); err == nil && cerr != nil {
+		_ = ln.Close()
+		return nil, cerr
+	}
+	if u, ok := ln.(*net.UnixListener); ok {
+		u.SetUnlinkOnClose(false)
+	}
+	return ln, err
+}
+
+// packetConn returns a net.PacketConn over a duplicate, for the caller to
+// close; d stays as it is. The socket becomes non-blocking.
+func (d *descriptor) packetConn() (net.PacketConn, error) {
+	f, err := d.pollable()
+	if err != nil {
+		return nil, err
+	}
+	pc, err := net.FilePacketConn(f) // duplicates again
+	if cerr := f.Close(); err == nil && cerr != nil {
+		_ = pc.Close()
+		return nil, cerr
+	}
+	return pc, err
+}
+
+func (d *descriptor) pollable() (*os.File, error) {
+	if err := d.setNonblock(); err != nil {
+		return nil, err
+	}
+	return d.file("socket")
+}
+
+// acceptNow accepts a connection that is in the queue of the listener c, also
+// while c's deadline has passed, and never waits: an error that wraps EAGAIN
+// means that the queue is empty.
+func acceptNow(c syscall.Conn) (net.Conn, error) {
+	raw, err := c.SyscallConn()
+	if err != nil {
+		return nil, err
+	}
+	n := -1
+	cerr := raw.Control(func(fd uintptr) {
+		err = unix.EINTR
+		for err == unix.EINTR {
+			n, _, err = unix.Accept4(int(fd), unix.SOCK_CLOEXEC|unix.SOCK_NONBLOCK)
+		}
+	})
+	if cerr != nil {
+		return nil, cerr
+	}
+	if err != nil {
+		return nil, os.NewSyscallError("accept4", err)
+	}
+	f := os.NewFile(uintptr(n), "connection")
+	defer f.Close()
+	return net.FileConn(f) // a duplicate
+}

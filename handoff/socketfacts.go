@@ -1,0 +1,123 @@
+package handoff
+
+import (
+	"errors"
+	"net"
+	"net/netip"
+	"os"
+	"strconv"
+
+	"golang.org/x/sys/unix"
+)
+
+// socketFacts are what tells a socket from another one that somebody might pass
+// in its place. Of a descriptor that is no socket only isSocket, nonblock and
+// inode are set.
+type socketFacts struct {
+	isSocket  bool
+	domain    int // SO_DOMAIN: AF_INET, AF_INET6, AF_UNIX
+	typ       int // SO_TYPE: SOCK_STREAM, SOCK_DGRAM, SOCK_SEQPACKET
+	protocol  int // SO_PROTOCOL
+	accepting bool
+	addr      net.Addr // *net.TCPAddr, *net.UDPAddr, *net.UnixAddr; nil for other families
+	local     string   // addr as a string, "" without one
+	cookie    uint64   // of the network namespace it lives in; 0 before Linux 5.14
+	nonblock  bool
+	inode     uint64
+}
+
+// facts asks the kernel; it changes nothing.
+func (d *descriptor) facts() (socketFacts, error) {
+	var f socketFacts
+	err := d.control(func(fd int) (err error) {
+		f, err = readFacts(fd)
+		return err
+	})
+	return f, err
+}
+
+func readFacts(fd int) (f socketFacts, err error) {
+	var st unix.Stat_t
+	if err := unix.Fstat(fd, &st); err != nil {
+		return f, os.NewSyscallError("fstat", err)
+	}
+	f.inode = st.Ino
+	f.isSocket = st.Mode&unix.S_IFMT == unix.S_IFSOCK
+	flags, err := unix.FcntlInt(uintptr(fd), unix.F_GETFL, 0)
+	if err != nil {
+		return f, os.NewSyscallError("fcntl", err)
+	}
+	f.nonblock = flags&unix.O_NONBLOCK != 0
+	if !f.isSocket {
+		return f, nil
+	}
+	accepting := 0
+	for name, value := range map[int]*int{
+		unix.SO_DOMAIN:     &f.domain,
+		unix.SO_TYPE:       &f.typ,
+		unix.SO_PROTOCOL:   &f.protocol,
+		unix.SO_ACCEPTCONN: &accepting,
+	} {
+		if *value, err = unix.GetsockoptInt(fd, unix.SOL_SOCKET, name); err != nil {
+			return f, os.NewSyscallError("getsockopt", err)
+		}
+	}
+	f.accepting = accepting != 0
+	f.cookie, err = unix.GetsockoptUint64(fd, unix.SOL_SOCKET, unix.SO_NETNS_COOKIE)
+	if err != nil && !errors.Is(err, unix.ENOPROTOOPT) {
+		return f, os.NewSyscallError("getsockopt", err)
+	}
+	return f, f.readAddress(fd)
+}
+
+func (f *socketFacts) readAddress(fd int) error {
+	sa, err := unix.Getsockname(fd)
+	if errors.Is(err, unix.EAFNOSUPPORT) {
+		return nil // a family that x/sys has no type for
+	}
+	if err != nil {
+		return os.NewSyscallError("getsockname", err)
+	}
+	switch sa := sa.(type) {
+	case *unix.SockaddrInet4:
+		f.setInternet(netip.AddrFrom4(sa.Addr), sa.Port)
+	case *unix.SockaddrInet6:
+		f.setInternet(netip.AddrFrom16(sa.Addr).WithZone(zoneName(sa.ZoneId)), sa.Port)
+	case *unix.SockaddrUnix:
+		f.addr = &net.UnixAddr{Name: sa.Name, Net: unixNetwork(f.typ)}
+	}
+	if f.addr != nil {
+		f.local = f.addr.String()
+	}
+	return nil
+}
+
+func (f *socketFacts) setInternet(a netip.Addr, port int) {
+	ap := netip.AddrPortFrom(a, uint16(port))
+	switch f.typ {
+	case unix.SOCK_STREAM:
+		f.addr = net.TCPAddrFromAddrPort(ap)
+	case unix.SOCK_DGRAM:
+		f.addr = net.UDPAddrFromAddrPort(ap)
+	}
+}
+
+func zoneName(id uint32) string {
+	if id == 0 {
+		return ""
+	}
+	if i, err := net.InterfaceByIndex(int(id)); err == nil {
+		return i.Name
+	}
+	return strconv.FormatUint(uint64(id), 10)
+}
+
+func unixNetwork(sotype int) string {
+	switch sotype {
+	case unix.SOCK_DGRAM:
+		return "unixgram"
+	case unix.SOCK_SEQPACKET:
+		return "unixpacket"
+	}
+	return "unix"
+}
