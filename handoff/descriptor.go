@@ -201,3 +201,29 @@ func (d *descriptor) pollable() (*os.File, error) {
 	}
 	return d.file("socket")
 }
+
+// acceptNow accepts a connection that is in the queue of the listener c, also
+// while c's deadline has passed, and never waits: an error that wraps EAGAIN
+// means that the queue is empty.
+func acceptNow(c syscall.Conn) (net.Conn, error) {
+	raw, err := c.SyscallConn()
+	if err != nil {
+		return nil, err
+	}
+	n := -1
+	cerr := raw.Control(func(fd uintptr) {
+		err = unix.EINTR
+		for err == unix.EINTR {
+			n, _, err = unix.Accept4(int(fd), unix.SOCK_CLOEXEC|unix.SOCK_NONBLOCK)
+		}
+	})
+	if cerr != nil {
+		return nil, cerr
+	}
+	if err != nil {
+		return nil, os.NewSyscallError("accept4", err)
+	}
+	f := os.NewFile(uintptr(n), "connection")
+	defer f.Close()
+	return net.FileConn(f) // a duplicate
+}

@@ -99,7 +99,9 @@ func resolveHost(ctx context.Context, network, host string) (netip.Addr, error) 
 	}
 	var best netip.Addr
 	for _, a := range addrs {
-		a = a.Unmap()
+		if a = a.Unmap(); a.IsUnspecified() && wildcard.Is4() {
+			a = wildcard // also for "[::]"
+		}
 		if fits(a) && (!best.IsValid() || a.Is4() && !best.Is4()) {
 			best = a
 		}
@@ -242,8 +244,10 @@ func (d *descriptor) setReuseAddr(on bool) error {
 }
 
 // listen calls listen(2), also on a socket that has been listened on: its queue
-// stays, SO_PEERCRED then names this process, and a listener that was shut down
-// lives again. The backlog is the most that the system allows.
+// stays, and SO_PEERCRED then names this process. A listener that was shut down
+// lives again, at its old port if that was asked for by number; one that the
+// kernel had chosen is lost with shutdown(2). The backlog is the most that the
+// system allows.
 func (d *descriptor) listen() error {
 	d.mu.Lock()
 	held := d.held

@@ -2,6 +2,7 @@ package handoff
 
 import (
 	"bytes"
+	"encoding/binary"
 	"errors"
 	"fmt"
 	"io"
@@ -237,10 +238,10 @@ func rightsIn(oob []byte) []int {
 		if err != nil {
 			break
 		}
-		m := unix.SocketControlMessage{Header: h, Data: data}
 		if h.Level == unix.SOL_SOCKET && h.Type == unix.SCM_RIGHTS {
-			if got, err := unix.ParseUnixRights(&m); err == nil {
-				numbers = append(numbers, got...)
+			// Not unix.ParseUnixRights: it panics at an odd length.
+			for ; len(data) >= 4; data = data[4:] {
+				numbers = append(numbers, int(int32(binary.NativeEndian.Uint32(data))))
 			}
 		}
 		oob = rest

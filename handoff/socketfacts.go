@@ -84,7 +84,11 @@ func (f *socketFacts) readAddress(fd int) error {
 	case *unix.SockaddrInet6:
 		f.setInternet(netip.AddrFrom16(sa.Addr).WithZone(zoneName(sa.ZoneId)), sa.Port)
 	case *unix.SockaddrUnix:
-		f.addr = &net.UnixAddr{Name: sa.Name, Net: unixNetwork(f.typ)}
+		name := sa.Name
+		if name == "@" { // what x/sys makes of no name
+			name = ""
+		}
+		f.addr = &net.UnixAddr{Name: name, Net: unixNetwork(f.typ)}
 	}
 	if f.addr != nil {
 		f.local = f.addr.String()

@@ -202,8 +202,10 @@ func identify(path string) (id fileID, isSocket bool, err error) {
 }
 
 // removeSocketFile removes the file of a Unix socket that this process served
-// last, for the time when nobody serves it any more. It returns nil without
-// removing anything if the file is gone, or another one is in its place.
+// last. It returns nil without removing anything if the file is gone, or another
+// one is in its place. Call it while the socket is still open: as long as it is,
+// nobody takes its file for a stale one, so that the inode number can't come back
+// as that of somebody else's.
 func removeSocketFile(path string, id fileID) (err error) {
 	defer func() { err = opError("remove", path, err) }()
 	ctx, cancel := context.WithTimeout(context.Background(), lockTimeout)
