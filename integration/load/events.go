@@ -38,7 +38,7 @@ func (c *eventReader) run(ctx context.Context) {
 		c.conn.Close()
 		c.body = nil
 		if err != nil && ctx.Err() == nil {
-			c.lose(opened, err)
+			c.lose(opened, err, false)
 			sleepUntil(ctx, opened.Add(reopenPause))
 			continue
 		}
@@ -61,12 +61,12 @@ func (c *eventReader) open(ctx context.Context) {
 	due := time.Now()
 	c.rec.sent(c.stream.Kind)
 	if err := c.ask(ctx); err != nil {
-		c.lose(due, err)
+		c.lose(due, err, true)
 	}
 }
 
-func (c *eventReader) lose(due time.Time, err error) {
-	c.rec.loss(Loss{Kind: c.stream.Kind, Due: due, Cause: causeOf(err), Error: err.Error(), Generation: c.generation})
+func (c *eventReader) lose(due time.Time, err error, fresh bool) {
+	c.rec.loss(Loss{Kind: c.stream.Kind, Due: due, Cause: causeOf(err), Error: err.Error(), Generation: c.generation, Fresh: fresh})
 }
 
 func (c *eventReader) ask(ctx context.Context) (err error) {

@@ -17,6 +17,8 @@ type keepAlive struct {
 	conn rawConn // nil: to be dialled when a request is due
 	raw  syscall.RawConn
 	br   *bufio.Reader
+	// fresh until the first answer on the connection
+	fresh bool
 
 	mu      sync.Mutex // orders idle deadlines against the end of the run
 	idle    bool
@@ -72,7 +74,7 @@ func (c *keepAlive) post(due time.Time) {
 	c.rec.sent(c.stream.Kind)
 	body := c.body()
 	if err := c.exchange(due, body); err != nil {
-		c.rec.loss(Loss{Kind: c.stream.Kind, Due: due, Cause: causeOf(err), Error: err.Error(), Generation: c.generation})
+		c.rec.loss(Loss{Kind: c.stream.Kind, Due: due, Cause: causeOf(err), Error: err.Error(), Generation: c.generation, Fresh: c.fresh})
 		c.close()
 	}
 }
@@ -96,6 +98,7 @@ func (c *keepAlive) exchange(due time.Time, body []byte) error {
 	if err != nil {
 		return err
 	}
+	c.fresh = false
 	c.rec.answered(c.stream.Kind, due, c.generation)
 	switch {
 	case resp.Close:
@@ -112,7 +115,7 @@ func (c *keepAlive) connect() {
 	if err := c.dial(); err != nil {
 		now := time.Now()
 		c.rec.sent(c.stream.Kind)
-		c.rec.loss(Loss{Kind: c.stream.Kind, Due: now, Cause: CauseDial, Error: err.Error()})
+		c.rec.loss(Loss{Kind: c.stream.Kind, Due: now, Cause: CauseDial, Error: err.Error(), Fresh: true})
 	}
 }
 
@@ -125,7 +128,7 @@ func (c *keepAlive) dial() error {
 	if err != nil {
 		return errors.Join(err, conn.Close())
 	}
-	c.conn, c.raw = conn, raw
+	c.conn, c.raw, c.fresh = conn, raw, true
 	c.br = bufio.NewReaderSize(conn, 1024)
 	return nil
 }

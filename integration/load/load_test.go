@@ -7,43 +7,15 @@ import (
 	"io"
 	"net"
 	"net/http"
-	"os"
-	"runtime"
 	"strings"
 	"sync/atomic"
 	"testing"
 	"time"
 
 	"github.com/stretchr/testify/require"
+
+	"github.com/fdhandoff/handoff/integration/leak"
 )
-
-// checkLeak fails the test when descriptors or goroutines are left at its end.
-func checkLeak(t *testing.T) {
-	t.Helper()
-	// The poller's own descriptors are opened with the first connection of the program.
-	ln, err := net.Listen("tcp", "127.0.0.1:0")
-	require.NoError(t, err)
-	ln.Close()
-	fds, goroutines := countFDs(t), runtime.NumGoroutine()
-	t.Cleanup(func() {
-		tick := time.NewTicker(2 * time.Millisecond)
-		defer tick.Stop()
-		for end := time.Now().Add(5 * time.Second); countFDs(t) > fds || runtime.NumGoroutine() > goroutines; <-tick.C {
-			if time.Now().After(end) {
-				stacks := make([]byte, 1<<16)
-				t.Fatalf("left over: %d descriptors instead of %d, %d goroutines instead of %d\n%s", countFDs(t), fds,
-					runtime.NumGoroutine(), goroutines, stacks[:runtime.Stack(stacks, true)])
-			}
-		}
-	})
-}
-
-func countFDs(t *testing.T) int {
-	t.Helper()
-	entries, err := os.ReadDir("/proc/self/fd")
-	require.NoError(t, err)
-	return len(entries)
-}
 
 // echoApp answers as the server under test does.
 func echoApp(generation int) http.Handler {
@@ -100,7 +72,7 @@ func await(t *testing.T, run *Run, enough func(Counts) bool) {
 }
 
 func TestNothingLostOnAServerThatStays(t *testing.T) {
-	checkLeak(t)
+	leak.Check(t)
 	ln := listen(t)
 	serve(t, ln, echoApp(7))
 	unixLn, err := net.Listen("unix", t.TempDir()+"/s")
@@ -131,7 +103,7 @@ func TestNothingLostOnAServerThatStays(t *testing.T) {
 // Shutdown of the old server while a new one serves the same socket is the restart that everybody tests, and that
 // loses requests. A load tester that cannot see it is of no use.
 func TestSeesTheLossesOfShutdown(t *testing.T) {
-	checkLeak(t)
+	leak.Check(t)
 	ln := listen(t)
 	old := serve(t, ln, echoApp(0))
 	run := start(t, Config{Streams: []Stream{{Kind: KeepAlive, Address: ln.Addr().String(), Conns: 100, Rate: 3000}}})
@@ -156,7 +128,7 @@ func TestSeesTheLossesOfShutdown(t *testing.T) {
 }
 
 func TestSeesIdleConnectionsClosed(t *testing.T) {
-	checkLeak(t)
+	leak.Check(t)
 	ln := listen(t)
 	srv := &http.Server{Handler: echoApp(1), IdleTimeout: 20 * time.Millisecond}
 	done := make(chan struct{})
@@ -171,7 +143,7 @@ func TestSeesIdleConnectionsClosed(t *testing.T) {
 }
 
 func TestAnnouncedCloseIsNoBreak(t *testing.T) {
-	checkLeak(t)
+	leak.Check(t)
 	ln := listen(t)
 	app := echoApp(1)
 	serve(t, ln, http.HandlerFunc(func(w http.ResponseWriter, r *http.Request) {
@@ -246,7 +218,7 @@ func TestEveryCauseIsNamed(t *testing.T) {
 	} {
 		t.Run(tc.name, func(t *testing.T) {
 			for _, kind := range []Kind{KeepAlive, NewConn} {
-				checkLeak(t)
+				leak.Check(t)
 				run := start(t, Config{Streams: []Stream{{Kind: kind, Address: scripted(t, tc.server), Rate: 100}}})
 				await(t, run, func(c Counts) bool { return c.Lost > 0 })
 				rep := run.Stop()
@@ -259,7 +231,7 @@ func TestEveryCauseIsNamed(t *testing.T) {
 }
 
 func TestSilenceIsALoss(t *testing.T) {
-	checkLeak(t)
+	leak.Check(t)
 	release := make(chan struct{})
 	addr := scripted(t, func(c *net.TCPConn) { readRequest(c); <-release })
 	run := start(t, Config{
@@ -273,7 +245,7 @@ func TestSilenceIsALoss(t *testing.T) {
 }
 
 func TestRefusedDialIsALoss(t *testing.T) {
-	checkLeak(t)
+	leak.Check(t)
 	ln := listen(t)
 	ln.Close()
 	for _, kind := range []Kind{KeepAlive, NewConn, H2C, Events} {
@@ -287,7 +259,7 @@ func TestRefusedDialIsALoss(t *testing.T) {
 
 // A stalled server delays requests that were due meanwhile: their latency counts from when they were due.
 func TestLatencyCountsFromTheDueTime(t *testing.T) {
-	checkLeak(t)
+	leak.Check(t)
 	ln := listen(t)
 	const stall = 300 * time.Millisecond
 	var served atomic.Int64
@@ -338,7 +310,7 @@ func TestBadConfigurations(t *testing.T) {
 }
 
 func TestMaxEndsTheRun(t *testing.T) {
-	checkLeak(t)
+	leak.Check(t)
 	ln := listen(t)
 	serve(t, ln, echoApp(1))
 	run := start(t, Config{

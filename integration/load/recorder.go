@@ -63,6 +63,9 @@ type Loss struct {
 	Cause      Cause
 	Error      string
 	Generation uint64 // that this client saw last; 0 none
+	// Fresh is whether the connection had not answered anything before: it may have ended in the server's queue,
+	// never accepted.
+	Fresh bool
 }
 
 // sample is one answer.

@@ -10,6 +10,8 @@ import (
 
 	"github.com/stretchr/testify/require"
 	"golang.org/x/net/http2"
+
+	"github.com/fdhandoff/handoff/integration/leak"
 )
 
 // eventApp sends events until the request or drain ends, and then, if told to, says goodbye.
@@ -39,7 +41,7 @@ func eventApp(drain <-chan struct{}, goodbye bool) http.Handler {
 func TestEventStreamsEndWithTheirWord(t *testing.T) {
 	for _, goodbye := range []bool{true, false} {
 		t.Run(fmt.Sprintf("goodbye %v", goodbye), func(t *testing.T) {
-			checkLeak(t)
+			leak.Check(t)
 			ln := listen(t)
 			drain := make(chan struct{})
 			serve(t, ln, eventApp(drain, goodbye))
@@ -61,7 +63,7 @@ func TestEventStreamsEndWithTheirWord(t *testing.T) {
 }
 
 func TestEventStreamCutIsALoss(t *testing.T) {
-	checkLeak(t)
+	leak.Check(t)
 	ln := listen(t)
 	srv := serve(t, ln, eventApp(nil, true))
 	run := start(t, Config{Streams: []Stream{{Kind: Events, Address: ln.Addr().String(), Conns: 2}}})
@@ -74,7 +76,7 @@ func TestEventStreamCutIsALoss(t *testing.T) {
 
 // An event stream that is open when the run stops did what it should.
 func TestEventStreamOpenAtTheEnd(t *testing.T) {
-	checkLeak(t)
+	leak.Check(t)
 	ln := listen(t)
 	serve(t, ln, eventApp(nil, true))
 	run := start(t, Config{Streams: []Stream{{Kind: Events, Address: ln.Addr().String(), Conns: 2}}})
@@ -130,7 +132,7 @@ func TestOnlyProvableRefusalsAreRefused(t *testing.T) {
 		{"internal error", false, http2.ErrCodeInternal, false},
 	} {
 		t.Run(tc.name, func(t *testing.T) {
-			checkLeak(t)
+			leak.Check(t)
 			addr := scripted(t, func(c *net.TCPConn) { h2Refusing(t, c, tc.goAway, tc.code) })
 			run := start(t, Config{Streams: []Stream{{Kind: H2C, Address: addr, Rate: 50}}, Timeout: time.Second})
 			await(t, run, func(c Counts) bool { return c.Refused+c.Lost >= 2 })
@@ -146,7 +148,7 @@ func TestOnlyProvableRefusalsAreRefused(t *testing.T) {
 }
 
 func TestH2CSeesAConnectionCut(t *testing.T) {
-	checkLeak(t)
+	leak.Check(t)
 	ln := listen(t)
 	started := make(chan struct{}, 100)
 	block := make(chan struct{})
@@ -166,7 +168,7 @@ func TestH2CSeesAConnectionCut(t *testing.T) {
 func TestDatagrams(t *testing.T) {
 	for _, network := range []string{"udp", "unixgram"} {
 		t.Run(network, func(t *testing.T) {
-			checkLeak(t)
+			leak.Check(t)
 			addr := "127.0.0.1:0"
 			if network == "unixgram" {
 				addr = t.TempDir() + "/s"
