@@ -334,7 +334,7 @@ func stateOf(stat []byte) byte {
 	return 0
 }
 
-// needRoot skips a test that only root can run. Where HANDOFF_TEST_ROOT is set, as in .ci/run, it fails instead.
+// needRoot is called by every TestRoot…: it skips what only root can run. Where HANDOFF_TEST_ROOT is set, as in .ci/run, it fails instead.
 func needRoot(t *testing.T) {
 	t.Helper()
 	if os.Getuid() == 0 {

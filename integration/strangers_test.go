@@ -120,7 +120,7 @@ func (s *service) asNobody(path string, args ...string) proc.Result {
 	return r
 }
 
-func TestWrongUserOnTheControlSocket(t *testing.T) {
+func TestRootWrongUserOnTheControlSocket(t *testing.T) {
 	needRoot(t)
 	s, run := underLoad(t)
 	for _, tc := range []struct {
