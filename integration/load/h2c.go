@@ -3,7 +3,6 @@ package load
 import (
 	"bytes"
 	"context"
-	"crypto/tls"
 	"errors"
 	"io"
 	"net"
@@ -12,24 +11,22 @@ import (
 	"sync"
 	"sync/atomic"
 	"time"
-
-	"golang.org/x/net/http2"
 )
 
-// h2cClient is one HTTP/2 client without TLS. Its transport has one connection at a time and opens another after a
-// GOAWAY. A request's body cannot be rewound, so the transport cannot send it twice: it may choose another
-// connection only before the first byte was written.
+// h2cClient is one HTTP/2 client without TLS. Its transport shares one connection between all requests and opens
+// another after a GOAWAY. A request is a POST whose body cannot be rewound, so the transport cannot send it twice: it
+// may choose another connection only before the first byte was written.
 type h2cClient struct {
 	*worker
-	transport  *http2.Transport
+	transport  *http.Transport
 	generation atomic.Uint64 // requests share the client
 }
 
 func newH2C(w *worker) *h2cClient {
 	c := &h2cClient{worker: w}
-	c.transport = &http2.Transport{
-		AllowHTTP: true,
-		DialTLSContext: func(ctx context.Context, _, _ string, _ *tls.Config) (net.Conn, error) {
+	c.transport = &http.Transport{
+		Protocols: new(http.Protocols),
+		DialContext: func(ctx context.Context, _, _ string) (net.Conn, error) {
 			w.rec.dialed(w.stream.Kind)
 			conn, err := (&net.Dialer{Timeout: w.cfg.timeout()}).DialContext(ctx, w.stream.network(), w.stream.Address)
 			if err != nil {
@@ -38,6 +35,7 @@ func newH2C(w *worker) *h2cClient {
 			return conn, nil
 		},
 	}
+	c.transport.Protocols.SetUnencryptedHTTP2(true)
 	return c
 }
 
