@@ -28,50 +28,51 @@ func TestFiftyHandoffsUnderLoad(t *testing.T) {
 	const handoffs = 50
 	s := newService(t)
 	sockets := []string{"--http", web, "--http", "unix:" + s.path("web")}
-	chain := []waiter{s.serving("v1", sockets...)}
-	quiet, err := proc.Descriptors(s.status().PID)
+	first := s.serving("v1", sockets...)
+	_, second := s.upgrade("v2", nil, sockets...)
+	s.exits(first, 0, "generation 1")
+	quiet, err := proc.Descriptors(s.alone(2).PID) // that it took over, and no client is there
 	require.NoError(t, err)
 	addr := s.address(web)
 	run := s.load(everyKind(addr, s.path("web"))...)
-	s.answers(run, 1, 100)
+	s.answers(run, 2, 100)
 
+	chain := []*proc.Adopted{second}
 	var took []time.Duration
-	for g := uint64(2); g <= handoffs+1; g++ {
+	for g := uint64(3); g < 3+handoffs; g++ {
 		r, successor := s.upgrade(fmt.Sprintf("v%d", g), []string{"--wait=committed"}, sockets...)
 		took = append(took, r.Took)
 		require.Equal(t, g, s.status().Serving().Generation)
 		s.answers(run, g, 1)
 		chain = append(chain, successor)
 	}
-	s.answers(run, handoffs+1, 100)
+	s.answers(run, 2+handoffs, 100)
 	for i, old := range chain[:handoffs] {
-		s.exits(old, 0, fmt.Sprintf("generation %d, when its connections are done", i+1))
+		s.exits(old, 0, fmt.Sprintf("generation %d, when its connections are done", i+2))
 	}
 	rep := s.noLoss(run)
 	slices.Sort(took)
 	t.Logf("%d handoffs, upgrade --wait=committed took %s in the median, %s at most\n%s",
 		handoffs, took[len(took)/2].Round(time.Millisecond), took[len(took)-1].Round(time.Millisecond), rep)
-	for g := uint64(1); g <= handoffs+1; g++ {
+	for g := uint64(2); g <= 2+handoffs; g++ {
 		require.NotZero(t, rep.Generations[g], "answers by generation %d", g)
 	}
 	require.NotZero(t, rep.ByKind[load.Events].Drained, "event streams that were told of a drain")
 	require.Less(t, took[len(took)/2], time.Second)
 
-	st := s.alone(handoffs + 1)
+	st := s.alone(2 + handoffs)
 	require.Equal(t, addr, s.address(web), "the port of generation 1")
 	s.noMoreDescriptors(st.PID, quiet)
 }
 
-// noMoreDescriptors waits until a process has as few descriptors open as a fresh one: connections of a run that has
-// ended are closed by the server in its own time. One more is granted: its log may be a file and a pipe's end.
-func (s *service) noMoreDescriptors(pid, fresh int) {
+// noMoreDescriptors waits until a process has no more descriptors open than some process had before: connections of a
+// run that has ended are closed by the server in its own time.
+func (s *service) noMoreDescriptors(pid, before int) {
 	s.t.Helper()
-	got := 0
 	require.Eventually(s.t, func() bool {
-		var err error
-		got, err = proc.Descriptors(pid)
-		return err == nil && got <= fresh+1
-	}, patience, 10*time.Millisecond, "descriptors of pid %d: had %d when fresh", pid, fresh)
+		got, err := proc.Descriptors(pid)
+		return err == nil && got <= before
+	}, patience, waitTick, "descriptors of pid %d: more than %d", pid, before)
 }
 
 // Two older generations still have requests under way while ten more handoffs happen.

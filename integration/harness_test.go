@@ -49,6 +49,11 @@ func buildAndRun(m *testing.M) int {
 		fmt.Fprintln(os.Stderr, err)
 		return 1
 	}
+	// The race detector makes every program wait a second before it exits, unless told not to.
+	if err := os.Setenv("GORACE", "atexit_sleep_ms=0"); err != nil {
+		fmt.Fprintln(os.Stderr, err)
+		return 1
+	}
 	if programs, err = proc.Build(context.Background(), dir, raceEnabled); err != nil {
 		fmt.Fprintln(os.Stderr, err)
 		return 1
@@ -130,7 +135,7 @@ func (s *service) showLogs() {
 		if err != nil {
 			continue // its process never began
 		}
-		s.t.Logf("%s:\n%s", filepath.Base(path), b[max(0, len(b)-8000):])
+		s.t.Logf("%s:\n%s", filepath.Base(path), b[max(0, len(b)-4000):])
 	}
 }
 

@@ -6,7 +6,6 @@ import (
 	"os"
 	"syscall"
 	"testing"
-	"time"
 
 	"github.com/stretchr/testify/require"
 
@@ -24,7 +23,7 @@ func (s *service) refused(network, addr string) {
 			return false
 		}
 		return errors.Is(err, syscall.ECONNREFUSED) || errors.Is(err, os.ErrNotExist)
-	}, patience, 10*time.Millisecond, "somebody still listens at %s", addr)
+	}, patience, waitTick, "somebody still listens at %s", addr)
 }
 
 func TestSocketsAddedAndRemoved(t *testing.T) {

@@ -17,7 +17,7 @@ func (d *demo) account(r load.Report) {
 	table(func(w io.Writer) {
 		fmt.Fprintln(w, "\tit serves\told can't take back\told gone\t")
 		for _, h := range d.handoffs {
-			fmt.Fprintf(w, "version %d\t%s\t%s\t%s\t\n", h.version,
+			fmt.Fprintf(w, "%s\t%s\t%s\t%s\t\n", left(fmt.Sprintf("version %d", h.version)),
 				millis(h.committed.Sub(h.began)), millis(h.released.Sub(h.began)), millis(h.drained.Sub(h.began)))
 		}
 	})
@@ -28,7 +28,7 @@ func (d *demo) account(r load.Report) {
 	table(func(w io.Writer) {
 		fmt.Fprintln(w, "\tsent\tanswered\tlost\tconnections\tbroken\t")
 		row := func(name string, c load.Counts) {
-			fmt.Fprintf(w, "%s\t%s\t%s\t%s\t%s\t%s\t\n", name, thousands(c.Sent), thousands(c.Answered),
+			fmt.Fprintf(w, "%s\t%s\t%s\t%s\t%s\t%s\t\n", left(name), thousands(c.Sent), thousands(c.Answered),
 				thousands(c.Lost), thousands(c.Dials), thousands(c.Broken))
 		}
 		row("keep-alive POSTs", r.ByKind[load.KeepAlive])
@@ -39,7 +39,7 @@ func (d *demo) account(r load.Report) {
 	fmt.Println("\nAnswered by")
 	table(func(w io.Writer) {
 		for g := range uint64(len(d.handoffs) + 1) {
-			fmt.Fprintf(w, "version %d\t%s\t\n", g+1, thousands(r.Generations[g+1]))
+			fmt.Fprintf(w, "%s\t%s\t\n", left(fmt.Sprintf("version %d", g+1)), thousands(r.Generations[g+1]))
 		}
 	})
 
@@ -54,7 +54,7 @@ func (d *demo) account(r load.Report) {
 func (d *demo) latencies(w io.Writer, r load.Report) {
 	row := func(name string, from, to time.Time) {
 		l := r.Latency(from, to)
-		fmt.Fprintf(w, "%s\t%s\t%s\t%s\t%s\t%s\t\n", name, thousands(uint64(l.N)),
+		fmt.Fprintf(w, "%s\t%s\t%s\t%s\t%s\t%s\t\n", left(name), thousands(uint64(l.N)),
 			load.Millis(l.P50), load.Millis(l.P99), load.Millis(l.P999), load.Millis(l.Max))
 	}
 	row("before", time.Time{}, d.handoffs[0].began)
@@ -81,6 +81,9 @@ func table(rows func(w io.Writer)) {
 	rows(w)
 	w.Flush() // nothing can be done where standard output fails
 }
+
+// left aligns a row's name to the left of a column that is aligned to the right.
+func left(name string) string { return fmt.Sprintf("%-26s", name) }
 
 // millis is a duration as people read it here.
 func millis(d time.Duration) string {

@@ -16,7 +16,8 @@ import (
 const (
 	web       = "127.0.0.1:0" // the kernel chooses the port; successors inherit it under this name
 	probation = time.Second
-	quiet     = 3 * time.Second // of load alone, before the first handoff and after the last step
+	pause     = 1500 * time.Millisecond // of load on a version before the next step
+	quiet     = 3 * time.Second         // of load alone, before the first handoff and after the last step
 )
 
 // demo is one play: a chain of servers and the load on it.
@@ -60,6 +61,9 @@ func (d *demo) play(ctx context.Context) error {
 	}
 	for version := 2; version <= 3; version++ {
 		if err := d.handOver(ctx, version); err != nil {
+			return err
+		}
+		if err := d.pass(ctx, pause); err != nil {
 			return err
 		}
 	}
@@ -107,8 +111,8 @@ func (d *demo) begin(ctx context.Context) (err error) {
 	if err != nil {
 		return err
 	}
-	d.say("load: %.0f POSTs/s on %d keep-alive connections, %.0f new connections/s, nothing is sent twice",
-		streams[0].Rate, streams[0].Conns, streams[1].Rate)
+	d.say("load: %s POSTs/s on %d keep-alive connections, %.0f new connections/s, nothing is sent twice",
+		thousands(uint64(streams[0].Rate)), streams[0].Conns, streams[1].Rate)
 	return nil
 }
 

@@ -44,7 +44,7 @@ func (c *datagrams) open() (err error) {
 }
 
 func (c *datagrams) lose(due time.Time, err error) {
-	c.rec.loss(Loss{Kind: c.stream.Kind, Due: due, Cause: causeOf(err), Error: err.Error()})
+	c.rec.loss(Loss{Kind: c.stream.Kind, Due: due, Cause: causeOf(err), Error: textOf(err)})
 }
 
 func (c *datagrams) run(ctx context.Context, s schedule) {

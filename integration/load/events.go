@@ -66,7 +66,7 @@ func (c *eventReader) open(ctx context.Context) {
 }
 
 func (c *eventReader) lose(due time.Time, err error, fresh bool) {
-	c.rec.loss(Loss{Kind: c.stream.Kind, Due: due, Cause: causeOf(err), Error: err.Error(), Generation: c.generation, Fresh: fresh})
+	c.rec.loss(Loss{Kind: c.stream.Kind, Due: due, Cause: causeOf(err), Error: textOf(err), Generation: c.generation, Fresh: fresh})
 }
 
 func (c *eventReader) ask(ctx context.Context) (err error) {

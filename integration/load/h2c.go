@@ -72,7 +72,7 @@ func (c *h2cClient) post(ctx context.Context, due time.Time, body []byte) {
 		if errors.Is(err, context.DeadlineExceeded) {
 			cause = CauseTimeout
 		}
-		c.rec.loss(Loss{Kind: c.stream.Kind, Due: due, Cause: cause, Error: err.Error(), Generation: c.generation.Load()})
+		c.rec.loss(Loss{Kind: c.stream.Kind, Due: due, Cause: cause, Error: textOf(err), Generation: c.generation.Load()})
 	}
 }
 

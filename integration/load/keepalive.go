@@ -65,7 +65,7 @@ func (c *keepAlive) waitIdle(ctx context.Context, due time.Time) bool {
 
 // broke gives up a connection that the server ended, or spoke on, while nothing was outstanding.
 func (c *keepAlive) broke(err error) {
-	c.rec.brokenConn(Loss{Kind: c.stream.Kind, Cause: causeOf(err), Error: err.Error(), Generation: c.generation})
+	c.rec.brokenConn(Loss{Kind: c.stream.Kind, Cause: causeOf(err), Error: textOf(err), Generation: c.generation})
 	c.close()
 }
 
@@ -74,7 +74,7 @@ func (c *keepAlive) post(due time.Time) {
 	c.rec.sent(c.stream.Kind)
 	body := c.body()
 	if err := c.exchange(due, body); err != nil {
-		c.rec.loss(Loss{Kind: c.stream.Kind, Due: due, Cause: causeOf(err), Error: err.Error(), Generation: c.generation, Fresh: c.fresh})
+		c.rec.loss(Loss{Kind: c.stream.Kind, Due: due, Cause: causeOf(err), Error: textOf(err), Generation: c.generation, Fresh: c.fresh})
 		c.close()
 	}
 }
@@ -115,7 +115,7 @@ func (c *keepAlive) connect() {
 	if err := c.dial(); err != nil {
 		now := time.Now()
 		c.rec.sent(c.stream.Kind)
-		c.rec.loss(Loss{Kind: c.stream.Kind, Due: now, Cause: CauseDial, Error: err.Error(), Fresh: true})
+		c.rec.loss(Loss{Kind: c.stream.Kind, Due: now, Cause: CauseDial, Error: textOf(err), Fresh: true})
 	}
 }
 

@@ -26,7 +26,7 @@ func (w *worker) postOnce(due time.Time, body []byte) {
 	w.rec.sent(w.stream.Kind)
 	generation, err := w.exchangeOnce(body)
 	if err != nil {
-		w.rec.loss(Loss{Kind: w.stream.Kind, Due: due, Cause: causeOf(err), Error: err.Error(), Generation: generation, Fresh: true})
+		w.rec.loss(Loss{Kind: w.stream.Kind, Due: due, Cause: causeOf(err), Error: textOf(err), Generation: generation, Fresh: true})
 		return
 	}
 	w.rec.answered(w.stream.Kind, due, generation)

@@ -51,6 +51,15 @@ type failure struct {
 func (f *failure) Error() string { return string(f.cause) + ": " + f.err.Error() }
 func (f *failure) Unwrap() error { return f.err }
 
+// textOf is an error without its cause, which a Loss holds apart.
+func textOf(err error) string {
+	var f *failure
+	if errors.As(err, &f) {
+		return f.err.Error()
+	}
+	return err.Error()
+}
+
 // causeOf tells how a connection failed while a request was outstanding on it.
 func causeOf(err error) Cause {
 	var f *failure
