@@ -1,0 +1,36 @@
+# make           builds bin/server and bin/handoffctl
+# make demo      shows a server replaced by its next version under load
+# make test      runs every test that needs no extra package
+# make test-root runs the tests that need root; a skip is a failure
+# make lint      go vet, staticcheck and gofumpt, in the versions that tools/go.mod pins
+# make deps      what .ci/run needs besides (Debian, as root)
+GO ?= go
+
+.PHONY: build demo test test-root lint deps clean
+
+build:
+	$(GO) build -o bin/ ./cmd/server ./cmd/handoffctl
+
+demo: build
+	$(GO) run ./integration/demo --server bin/server --handoffctl bin/handoffctl
+
+# -count=1: tests that run processes are never answered from the cache.
+test:
+	$(GO) test -race -count=1 ./...
+
+test-root:
+	HANDOFF_TEST_ROOT=1 $(GO) test -race -count=1 -run '^TestRoot' ./...
+
+# The tools are built from tools/, whose versions are apart from the library's.
+lint:
+	$(GO) vet ./...
+	cd tools && $(GO) build -o ../bin/tools/ mvdan.cc/gofumpt honnef.co/go/tools/cmd/staticcheck
+	test -z "$$(bin/tools/gofumpt -l . | tee /dev/stderr)"
+	bin/tools/staticcheck ./...
+
+# gcc is for the race detector.
+deps:
+	apt-get install -y --no-install-recommends gcc libc6-dev make
+
+clean:
+	rm -rf bin

@@ -1,0 +1,52 @@
+package load
+
+import (
+	"bufio"
+	"context"
+	"sync"
+	"time"
+)
+
+// runNewConn opens a connection for each request at the scheduled times, however many are outstanding.
+func (w *worker) runNewConn(ctx context.Context, s schedule) {
+	var outstanding sync.WaitGroup
+	defer outstanding.Wait()
+	for k := 0; ; k++ {
+		due := s.due(k)
+		if !sleepUntil(ctx, due) {
+			return
+		}
+		body := w.body()
+		outstanding.Go(func() { w.postOnce(due, body) })
+	}
+}
+
+// postOnce sends one request over a connection of its own.
+func (w *worker) postOnce(due time.Time, body []byte) {
+	w.rec.sent(w.stream.Kind)
+	generation, err := w.exchangeOnce(body)
+	if err != nil {
+		w.rec.loss(Loss{Kind: w.stream.Kind, Due: due, Cause: causeOf(err), Error: textOf(err), Generation: generation, Fresh: true})
+		return
+	}
+	w.rec.answered(w.stream.Kind, due, generation)
+}
+
+func (w *worker) exchangeOnce(body []byte) (generation uint64, err error) {
+	conn, err := w.dial()
+	if err != nil {
+		return 0, &failure{CauseDial, err}
+	}
+	defer conn.Close()
+	if err := conn.SetDeadline(time.Now().Add(w.cfg.timeout())); err != nil {
+		return 0, err
+	}
+	if _, err := conn.Write(request(body, true)); err != nil {
+		return 0, err
+	}
+	resp, err := readAnswer(bufio.NewReaderSize(conn, 1024), body)
+	if resp != nil {
+		generation = generationOf(resp.Header)
+	}
+	return generation, err
+}
