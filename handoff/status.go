@@ -1,0 +1,151 @@
+package handoff
+
+import "time"
+
+// StatusSchema is the number of the form that Status has as JSON. Fields may be
+// added under the same number; one that changes its meaning changes the number.
+const StatusSchema = 1
+
+// Status is what a service's processes know about themselves and each other at
+// one moment, as the one that answers the control socket tells it. It is a copy:
+// nothing in it changes later. As JSON its names are snake_case, its times
+// RFC 3339 and its durations seconds.
+type Status struct {
+	// Schema is StatusSchema of the process that answers.
+	Schema int `json:"schema"`
+	// Socket is the path of the control socket, as the answering process knows it.
+	Socket string `json:"socket"`
+	// Instance names the process that answers: random, never reused. Revision
+	// counts the changes of its status, from 1. The two together name one moment
+	// and are compared for equality only: another process counts from its own 1.
+	Instance string `json:"instance"`
+	Revision uint64 `json:"revision"`
+	// Time is when the answer was made, by the answering process's clock. Ages
+	// and times left are relative to it.
+	Time time.Time `json:"time"`
+	// Generation and PID are those of the process that answers. That is the
+	// incumbent until it has released, also while its successor serves. The pid
+	// is what that process calls itself, which in another pid namespace may be
+	// another process's: never signal it.
+	Generation uint64 `json:"generation"`
+	PID        int    `json:"pid"`
+	// Generations are all living ones, oldest first.
+	Generations []GenerationStatus `json:"generations"`
+	// Requests are the last outcomes by request id, the latest last, at most 32.
+	Requests []RequestStatus `json:"requests,omitempty"`
+	// Last is the last attempt at a handoff that came to an end; nil if there was none.
+	Last *HandoffStatus `json:"last,omitempty"`
+}
+
+// GenerationStatus is one living process of the chain.
+type GenerationStatus struct {
+	// Generation is the process's number, from 1, never reused.
+	Generation uint64 `json:"generation"`
+	// State is a State's name: starting, standby, serving, parked, releasing,
+	// draining, revoked. During probation two generations are listed as holding
+	// the service: the older is parked, the younger serves.
+	State string `json:"state"`
+	// Takeover is a Takeover's name: auto, standby, spare, never.
+	Takeover string `json:"takeover,omitempty"`
+	// PID is what the process calls itself; see Status.PID. 0 if unknown.
+	PID   int    `json:"pid"`
+	Label string `json:"label,omitempty"`
+	// Request is the request id that the process was started with, or "".
+	Request string    `json:"request,omitempty"`
+	Started time.Time `json:"started"`
+	// AgeSeconds is Status.Time minus Started.
+	AgeSeconds float64 `json:"age_seconds"`
+	// Sockets counts the named sockets and files that the process holds, the
+	// control socket aside.
+	Sockets int `json:"sockets"`
+	// Unclaimed names what was offered to the process and not taken by it.
+	Unclaimed []string `json:"unclaimed,omitempty"`
+	// Open counts its open connections by kind: active, idle, new, h2, hijacked.
+	// A kind that has none may be absent.
+	Open map[string]int `json:"open,omitempty"`
+	// LeftSeconds is the time until the process's present state is ended by
+	// force: of the probation (parked) or of the drain (draining). 0 if nothing is
+	// running out.
+	LeftSeconds float64 `json:"left_seconds,omitempty"`
+	// Handoff is the id that both sides write into their logs while this process
+	// takes part in a handoff, or "".
+	Handoff string `json:"handoff,omitempty"`
+}
+
+// Outcomes of a request, in RequestStatus.Outcome, and of an attempt at a
+// handoff, in HandoffStatus.Outcome. The first five are steps of one way, in
+// this order; OutcomeServing stands for the whole way where there was nobody to
+// take over from. The last three are ends.
+const (
+	OutcomeStarting   = "starting"    // a successor came and is not ready yet
+	OutcomeStandby    = "standby"     // it is ready and waits
+	OutcomeCommitted  = "committed"   // it serves; the incumbent can still take back
+	OutcomeReleased   = "released"    // it serves, and nobody can take back any more
+	OutcomeServing    = "serving"     // it serves as the first of its chain, or after its incumbent's death
+	OutcomeWithdrawn  = "withdrawn"   // taken back before commit: refused however late it comes
+	OutcomeFailed     = "failed"      // ended before commit; the incumbent serves
+	OutcomeRolledBack = "rolled_back" // ended after commit; the incumbent serves again
+)
+
+// RequestStatus is how far the handoff got that a request id stands for.
+type RequestStatus struct {
+	ID      string `json:"id"`
+	Outcome string `json:"outcome"`
+	// Generation is the successor's number; 0 if none came yet.
+	Generation uint64 `json:"generation,omitempty"`
+	// Reason says why, where the outcome is an end.
+	Reason string `json:"reason,omitempty"`
+	// Time is when the outcome was reached.
+	Time time.Time `json:"time"`
+}
+
+// HandoffStatus is an attempt at a handoff that came to an end.
+type HandoffStatus struct {
+	// ID is what both sides wrote into their logs.
+	ID      string `json:"id"`
+	From    uint64 `json:"from"`
+	To      uint64 `json:"to"`
+	Outcome string `json:"outcome"`
+	Reason  string `json:"reason,omitempty"`
+	// Cut counts by kind the connections that the older generation had to close
+	// at its drain deadline. It is known once that generation is gone; nil means
+	// that it drains still, or that nothing was cut.
+	Cut  map[string]int `json:"cut,omitempty"`
+	Time time.Time      `json:"time"`
+}
+
+// SocketInfo is one of the sockets or files that the answering process holds.
+type SocketInfo struct {
+	// Index is its place in the manifest.
+	Index int `json:"index"`
+	// Name is what a successor claims it by.
+	Name string `json:"name"`
+	// Network is tcp, udp, unix or unixgram; "" for a file.
+	Network string `json:"network,omitempty"`
+	// Address is the local address that the kernel reports, and Asked what the
+	// program asked for ("127.0.0.1:0").
+	Address string `json:"address,omitempty"`
+	Asked   string `json:"asked,omitempty"`
+	// Exclusive sockets never have two owners, not even for an instant.
+	Exclusive bool `json:"exclusive,omitempty"`
+	// State says how the process came to it and what it does with it:
+	// inherited, fresh, parked, unclaimed, or file.
+	State string `json:"state"`
+	// Inode is the socket's number in its kernel, the same in every process that
+	// holds it (`ss -e` prints it as ino). 0 if unknown.
+	Inode uint64 `json:"inode,omitempty"`
+}
+
+// Answer is an accepted verb: what was asked will be done although its operator
+// goes away, and its outcome stays in Status under the request's id.
+type Answer struct {
+	// Already says that it was done, or under way, before it was asked.
+	Already bool `json:"already,omitempty"`
+	// Generation is the process that the verb is about: the successor of a
+	// handover, the generation that is stopped; 0 if it names none.
+	Generation uint64 `json:"generation,omitempty"`
+	// Request is the id under which Status shows the outcome, or "".
+	Request string `json:"request,omitempty"`
+	// Text is a sentence for people, or "".
+	Text string `json:"text,omitempty"`
+}
