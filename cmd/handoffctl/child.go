@@ -121,14 +121,14 @@ func (c *child) running() bool {
 }
 
 // end ends the command and its process group if it still runs: SIGTERM, and
-// SIGKILL to what is left of the group 5 s later. It says whether there was
+// SIGKILL to what is left of the group after grace. It says whether there was
 // anything to end.
-func (c *child) end() bool {
+func (c *child) end(grace time.Duration) bool {
 	if !c.running() {
 		return false
 	}
 	_ = syscall.Kill(-c.pid, syscall.SIGTERM)
-	late := time.NewTimer(endTime)
+	late := time.NewTimer(grace)
 	defer late.Stop()
 	poll := time.NewTicker(groupPoll)
 	defer poll.Stop()

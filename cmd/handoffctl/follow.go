@@ -86,7 +86,7 @@ func (f *follower) look(ctx context.Context) *handoff.Status {
 
 // stopped is the failure for a wait that ended before its aim, by its deadline
 // or by a signal.
-func (f *follower) stopped(ctx context.Context, waited time.Duration, aim string) *failure {
+func (f *follower) stopped(ctx context.Context, timeout time.Duration, aim string) *failure {
 	if !errors.Is(ctx.Err(), context.DeadlineExceeded) {
 		return &failure{
 			code: exitUnknown,
@@ -95,18 +95,17 @@ func (f *follower) stopped(ctx context.Context, waited time.Duration, aim string
 			err:  ctx.Err(),
 		}
 	}
-	after := waited.Round(time.Millisecond)
 	if !f.seen {
 		return &failure{
 			code: exitNobody,
-			text: fmt.Sprintf("nobody came to %s within %v", f.c.Socket, after),
+			text: fmt.Sprintf("nobody came to %s within %v", f.c.Socket, timeout),
 			hint: "start the service, or name its socket with --socket or HANDOFF_SOCKET",
 			err:  handoff.ErrNobody,
 		}
 	}
 	return &failure{
 		code: exitUnknown,
-		text: fmt.Sprintf("time ran out after %v, %s: %s", after, aim, f.who()),
+		text: fmt.Sprintf("time ran out after %v, %s: %s", timeout, aim, f.who()),
 		hint: "what was asked for goes on; handoffctl status shows it, and --timeout gives it longer",
 		err:  ctx.Err(),
 	}

@@ -49,6 +49,7 @@ func newRoot(a *app) *cobra.Command {
 	f := root.PersistentFlags()
 	f.StringVar(&a.socket, "socket", "", "`PATH` of the service's control socket (default $HANDOFF_SOCKET)")
 	f.UintSliceVar(&a.allowUIDs, "allow-uid", nil, "user `ID` whose process may answer (default this user and root)")
+	f.Lookup("allow-uid").DefValue = "" // the text says it better than an empty list
 	f.BoolVar(&a.json, "json", false, "print one JSON object")
 	root.SetFlagErrorFunc(func(cmd *cobra.Command, err error) error {
 		return &failure{code: exitUsage, text: err.Error(), hint: helpHint(cmd), err: err}
@@ -78,7 +79,7 @@ Examples:
 {{.Example}}
 
 Flags:
-{{.Flags.FlagUsages | trimTrailingWhitespaces}}{{with .InheritedFlags}}{{if .HasAvailableFlags}}
+{{.LocalFlags.FlagUsages | trimTrailingWhitespaces}}{{with .InheritedFlags}}{{if .HasAvailableFlags}}
 {{.FlagUsages | trimTrailingWhitespaces}}{{end}}{{end}}
 
 Exit codes:
@@ -124,8 +125,11 @@ func newHelp(root *cobra.Command) *cobra.Command {
   handoffctl upgrade --help`,
 		RunE: func(_ *cobra.Command, args []string) error {
 			cmd, rest, err := root.Find(args)
-			if err != nil || len(rest) > 0 {
+			if err != nil {
 				return unknownCommand(root, args)
+			}
+			if cmd != root && len(rest) > 0 {
+				return noArgs(cmd, rest)
 			}
 			cmd.InitDefaultHelpFlag()
 			return cmd.Help()
@@ -163,7 +167,7 @@ func (a *app) client(cmd *cobra.Command) (*handoff.Client, error) {
 
 // timeoutFlag adds --timeout to a command.
 func (a *app) timeoutFlag(cmd *cobra.Command, d time.Duration) {
-	cmd.Flags().DurationVar(&a.timeout, "timeout", d, "how long to wait at most; 0 waits for ever")
+	cmd.Flags().DurationVar(&a.timeout, "timeout", d, "how long to wait at most, as in `1m30s`; 0 waits for ever")
 }
 
 // choice is a flag that takes one of a few words.

@@ -190,8 +190,7 @@ func (u *upgrade) follow(ctx context.Context) error {
 			if !errors.Is(ctx.Err(), context.DeadlineExceeded) {
 				return u.interrupted(ctx)
 			}
-			waited := time.Since(u.r.began).Round(time.Millisecond)
-			return u.giveUp(ctx, &failure{text: fmt.Sprintf("time ran out after %v, not %s yet", waited, u.wait)}, false)
+			return u.giveUp(ctx, &failure{text: fmt.Sprintf("time ran out after %v, not %s yet", u.a.timeout, u.wait)}, false)
 		}
 	}
 }
@@ -388,7 +387,7 @@ func (u *upgrade) blocked() string {
 }
 
 func (u *upgrade) endChild(f *failure) *failure {
-	if u.child != nil && u.child.end() {
+	if u.child != nil && u.child.end(endTime) {
 		f.text += fmt.Sprintf("; CMD (pid %d) was ended", u.child.pid)
 	}
 	return f
@@ -404,7 +403,7 @@ func (u *upgrade) leftRunning(f *failure, why string) *failure {
 // interrupted: a signal ends the waiting, and nothing else.
 func (u *upgrade) interrupted(ctx context.Context) error {
 	u.f.look(ctx)
-	f := u.f.stopped(ctx, time.Since(u.r.began), "not "+u.wait+" yet")
+	f := u.f.stopped(ctx, u.a.timeout, "not "+u.wait+" yet")
 	f.text = fmt.Sprintf("%s; request %s goes on", f.text, u.t.request)
 	f.hint = "the same command with --request-id " + u.t.request + " waits for it again"
 	return u.leftRunning(f, "it is on its own")

@@ -4,7 +4,6 @@ import (
 	"context"
 	"errors"
 	"fmt"
-	"time"
 
 	"github.com/spf13/cobra"
 
@@ -138,7 +137,7 @@ func (a *app) followTo(ctx context.Context, f *follower, t target, r *result, wa
 		return p.reached(wait), nil
 	})
 	if ctx.Err() != nil && errors.Is(err, ctx.Err()) {
-		return f.stopped(ctx, time.Since(r.began), "not "+wait+" yet")
+		return f.stopped(ctx, a.timeout, "not "+wait+" yet")
 	}
 	if err != nil {
 		return err
@@ -262,7 +261,7 @@ func (a *app) stopAndWait(ctx context.Context, f *follower, r *result, wait stri
 		return !lives(st, r.Generation), nil
 	})
 	if ctx.Err() != nil && errors.Is(err, ctx.Err()) {
-		return f.stopped(ctx, time.Since(r.began), fmt.Sprintf("generation %d is not gone yet", r.Generation))
+		return f.stopped(ctx, a.timeout, fmt.Sprintf("generation %d is not gone yet", r.Generation))
 	}
 	if err != nil {
 		return err

@@ -2,7 +2,6 @@ package main
 
 import (
 	"context"
-	"time"
 
 	"github.com/spf13/cobra"
 
@@ -59,7 +58,7 @@ func (a *app) waitFor(ctx context.Context, c *handoff.Client, what string) error
 			err = cutFailure(r)
 		}
 	case ctx.Err() != nil:
-		err = f.stopped(ctx, time.Since(r.began), "not "+what+" yet")
+		err = f.stopped(ctx, a.timeout, "not "+what+" yet")
 	}
 	return a.finish(r, f.last, err)
 }
