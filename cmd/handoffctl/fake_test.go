@@ -1,0 +1,389 @@
+package main
+
+import (
+	"encoding/json"
+	"errors"
+	"fmt"
+	"net"
+	"os"
+	"sync"
+	"syscall"
+	"time"
+
+	"github.com/fdhandoff/handoff/handoff"
+)
+
+// fake answers operators as an incumbent does, and admits successors that say
+// test_hello. Its frames are written down here by hand, so that a change of the
+// client's is noticed.
+type fake struct {
+	ln *net.UnixListener
+	wg sync.WaitGroup
+
+	mu      sync.Mutex
+	changed chan struct{} // closed at the next change
+	conns   map[*net.UnixConn]bool
+	links   map[string]*net.UnixConn // successors by request
+	verbs   []string
+	st      handoff.Status
+	script  script
+	silent  bool
+	polling int // long polls that are held back
+}
+
+// script is how a fake treats a successor.
+type script struct {
+	upTo       string // how far it gets, if nobody helps: starting, standby, committed, released, drained
+	then       string // failed or rolled_back: what becomes of it then
+	atEnd      string // its outcome when its link ends; "" removes it as a death does
+	lateCommit bool   // a withdraw comes too late
+	cut        map[string]int
+}
+
+type fakeFrame struct {
+	Type    string `json:"type"`
+	Request string `json:"request"`
+	Mode    string `json:"mode"`
+	PID     int    `json:"pid"`
+	WaitMS  int    `json:"wait_ms"`
+	Offset  int    `json:"offset"`
+	After   *struct {
+		Instance string `json:"instance"`
+		Revision uint64 `json:"revision"`
+	} `json:"after"`
+}
+
+func startFake(path string, first handoff.GenerationStatus, sc script) (*fake, error) {
+	ln, err := net.ListenUnix("unixpacket", &net.UnixAddr{Name: path, Net: "unixpacket"})
+	if err != nil {
+		return nil, err
+	}
+	f := &fake{
+		ln: ln, changed: make(chan struct{}), conns: map[*net.UnixConn]bool{}, links: map[string]*net.UnixConn{}, script: sc,
+		st: handoff.Status{
+			Schema: 1, Socket: path, Instance: fmt.Sprintf("%p-%d", ln, first.Generation), Revision: 1,
+			Generation: first.Generation, PID: first.PID, Generations: []handoff.GenerationStatus{first},
+		},
+	}
+	f.wg.Go(f.accept)
+	return f, nil
+}
+
+func (f *fake) accept() {
+	for {
+		c, err := f.ln.AcceptUnix()
+		if err != nil {
+			return
+		}
+		f.mu.Lock()
+		f.conns[c] = true
+		f.mu.Unlock()
+		f.wg.Go(func() { f.serve(c) })
+	}
+}
+
+// close ends the fake as a process ends, and joins all that it started.
+func (f *fake) close() {
+	f.ln.Close()
+	f.mu.Lock()
+	for c := range f.conns {
+		c.Close()
+	}
+	close(f.changed)
+	f.changed = make(chan struct{})
+	f.mu.Unlock()
+	f.wg.Wait()
+}
+
+// update changes the status and wakes whoever watches it.
+func (f *fake) update(change func(st *handoff.Status)) {
+	f.mu.Lock()
+	defer f.mu.Unlock()
+	f.change(change)
+}
+
+func (f *fake) change(change func(st *handoff.Status)) {
+	change(&f.st)
+	f.st.Revision++
+	f.polling = 0
+	close(f.changed)
+	f.changed = make(chan struct{})
+}
+
+func (f *fake) asked() []string {
+	f.mu.Lock()
+	defer f.mu.Unlock()
+	return append([]string(nil), f.verbs...)
+}
+
+// polled says that somebody waits for a change of what is so now.
+func (f *fake) polled() bool {
+	f.mu.Lock()
+	defer f.mu.Unlock()
+	return f.polling > 0
+}
+
+func (f *fake) serve(c *net.UnixConn) {
+	link := ""
+	defer func() {
+		c.Close()
+		f.mu.Lock()
+		defer f.mu.Unlock()
+		delete(f.conns, c)
+		if link != "" {
+			f.linkEnded(link)
+		}
+	}()
+	b := make([]byte, 64<<10)
+	for {
+		n, err := c.Read(b)
+		if err != nil {
+			return
+		}
+		var q fakeFrame
+		if err := json.Unmarshal(b[:n], &q); err != nil {
+			return
+		}
+		f.mu.Lock()
+		if q.Type == "test_hello" {
+			link = q.Request
+			f.links[link] = c
+		}
+		silent := f.silent
+		answer := f.answer(q)
+		f.mu.Unlock()
+		if answer == nil || silent {
+			continue
+		}
+		if b, err := json.Marshal(answer); err != nil {
+			return
+		} else if _, err := c.Write(b); err != nil {
+			return
+		}
+	}
+}
+
+func no(code, text, hint string) map[string]any {
+	return map[string]any{"type": "error", "code": code, "text": text, "hint": hint}
+}
+
+func (f *fake) answer(q fakeFrame) any {
+	if q.Type != "status" && q.Type != "list_sockets" {
+		f.verbs = append(f.verbs, q.Type+" "+q.Request)
+	}
+	switch q.Type {
+	case "status":
+		f.await(q)
+		f.st.Time = time.Now()
+		return map[string]any{"type": "status", "status": f.st}
+	case "list_sockets":
+		page := []handoff.SocketInfo{{Index: q.Offset, Name: fmt.Sprintf("s%d", q.Offset), Network: "tcp", Address: "127.0.0.1:80", State: "fresh"}}
+		return map[string]any{"type": "socket_list", "total": 3, "offset": q.Offset, "list": page}
+	case "handover":
+		return f.handover(q.Request)
+	case "withdraw":
+		return f.withdraw(q.Request)
+	case "rollback":
+		for i, g := range f.st.Generations {
+			if g.State == "parked" {
+				f.change(func(st *handoff.Status) { st.Generations[i].State = "serving"; st.Generations = st.Generations[:i+1] })
+				return map[string]any{"type": "ok", "generation": g.Generation}
+			}
+		}
+		return no("not_now", "nothing can be taken back", "")
+	case "stop":
+		f.wg.Go(func() { f.ln.Close() })
+		return map[string]any{"type": "ok", "generation": f.st.Generation}
+	case "test_hello":
+		return f.hello(q)
+	}
+	return no("unknown_type", "unknown type", "")
+}
+
+// await holds a long poll back.
+func (f *fake) await(q fakeFrame) {
+	late := time.NewTimer(time.Duration(q.WaitMS) * time.Millisecond)
+	defer late.Stop()
+	for q.After != nil && q.After.Instance == f.st.Instance && q.After.Revision == f.st.Revision {
+		changed := f.changed
+		f.polling++
+		f.mu.Unlock()
+		select {
+		case <-changed:
+			f.mu.Lock()
+			if f.st.Revision == q.After.Revision {
+				return // the end
+			}
+		case <-late.C:
+			f.mu.Lock()
+			f.polling = max(0, f.polling-1)
+			return
+		}
+	}
+}
+
+func (f *fake) find(request string) *handoff.GenerationStatus {
+	for i, g := range f.st.Generations {
+		if g.Request == request {
+			return &f.st.Generations[i]
+		}
+	}
+	return nil
+}
+
+func (f *fake) setOutcome(request, outcome, reason string) {
+	r := handoff.RequestStatus{ID: request, Outcome: outcome, Reason: reason, Time: time.Now()}
+	if g := f.find(request); g != nil {
+		r.Generation = g.Generation
+	}
+	for i := range f.st.Requests {
+		if f.st.Requests[i].ID == request {
+			r.Generation = max(r.Generation, f.st.Requests[i].Generation)
+			f.st.Requests[i] = r
+			return
+		}
+	}
+	f.st.Requests = append(f.st.Requests, r)
+}
+
+func (f *fake) hello(q fakeFrame) any {
+	for _, r := range f.st.Requests {
+		if r.ID == q.Request && r.Outcome == "withdrawn" {
+			return map[string]any{"type": "refuse"}
+		}
+	}
+	last := f.st.Generations[len(f.st.Generations)-1]
+	f.change(func(st *handoff.Status) {
+		st.Generations = append(st.Generations, handoff.GenerationStatus{
+			Generation: last.Generation + 1, State: "starting", Takeover: q.Mode, PID: q.PID, Request: q.Request,
+		})
+	})
+	f.setOutcome(q.Request, "starting", "")
+	if f.script.upTo == "starting" {
+		return f.finish(q.Request)
+	}
+	f.change(func(*handoff.Status) { f.find(q.Request).State = "standby"; f.setOutcome(q.Request, "standby", "") })
+	if q.Mode != "auto" || f.script.upTo == "standby" {
+		return f.finish(q.Request)
+	}
+	return f.commit(q.Request)
+}
+
+func (f *fake) commit(request string) any {
+	g := f.find(request)
+	step := func(elder, outcome string) {
+		f.change(func(st *handoff.Status) {
+			g.State = "serving"
+			for i := range st.Generations {
+				if o := &st.Generations[i]; o.Generation < g.Generation {
+					o.State = elder
+				}
+			}
+			f.setOutcome(request, outcome, "")
+		})
+	}
+	step("parked", "committed")
+	if f.script.upTo == "committed" {
+		return f.finish(request)
+	}
+	step("draining", "released")
+	if f.script.upTo == "released" {
+		return f.finish(request)
+	}
+	f.change(func(st *handoff.Status) {
+		st.Last = &handoff.HandoffStatus{From: g.Generation - 1, To: g.Generation, Outcome: "released", Time: time.Now(), Cut: f.script.cut}
+		st.Generations = []handoff.GenerationStatus{*g}
+	})
+	return f.finish(request)
+}
+
+// finish is the bad end of a script, if it has one.
+func (f *fake) finish(request string) any {
+	if f.script.then == "" {
+		return nil
+	}
+	f.change(func(st *handoff.Status) {
+		f.setOutcome(request, f.script.then, "checks")
+		st.Generations = st.Generations[:1]
+		st.Generations[0].State = "serving"
+	})
+	return nil
+}
+
+func (f *fake) linkEnded(request string) {
+	if f.script.atEnd == "" || f.find(request) == nil {
+		return
+	}
+	f.change(func(st *handoff.Status) {
+		f.setOutcome(request, f.script.atEnd, "died")
+		if f.script.atEnd == "rolled_back" {
+			st.Generations = st.Generations[:1]
+			st.Generations[0].State = "serving"
+		}
+	})
+}
+
+func (f *fake) handover(request string) any {
+	for _, g := range f.st.Generations {
+		if g.State == "standby" && g.Takeover == "standby" {
+			f.setOutcome(request, "standby", "")
+			g.Request, f.find(g.Request).Request = request, request
+			f.commit(request)
+			return map[string]any{"type": "ok", "generation": g.Generation, "request": request}
+		}
+	}
+	return no("no_standby", "no standby waits", "")
+}
+
+func (f *fake) withdraw(request string) any {
+	g := f.find(request)
+	if g != nil && f.script.lateCommit {
+		f.script.upTo = "committed"
+		f.commit(request)
+	}
+	if g != nil && g.State != "starting" && g.State != "standby" {
+		return no("not_now", "it is committed already", "handoffctl rollback takes back")
+	}
+	f.change(func(st *handoff.Status) {
+		f.setOutcome(request, "withdrawn", "withdrawn")
+		if g != nil {
+			st.Generations = st.Generations[:len(st.Generations)-1]
+		}
+	})
+	return map[string]any{"type": "ok", "request": request}
+}
+
+// fakeServer is CMD in the tests: it takes over from the fake at HANDOFF_SOCKET
+// or, where nobody is, becomes one. Arguments: the mode, and what to do after
+// the hello: "stay", "die" (exit 3), or "deaf" (ignore SIGTERM, hang).
+func fakeServer() {
+	socket, request := os.Getenv("HANDOFF_SOCKET"), os.Getenv("HANDOFF_REQUEST")
+	stdin, _ := os.Readlink("/proc/self/fd/0")
+	_, inherited := syscall.Dup(9)
+	sid, _, _ := syscall.Syscall(syscall.SYS_GETSID, 0, 0, 0)
+	fmt.Printf("stdin=%s leader=%t nine=%v request=%s\n", stdin, int(sid) == os.Getpid(), inherited, request)
+	c, err := net.DialUnix("unixpacket", nil, &net.UnixAddr{Name: socket, Net: "unixpacket"})
+	if errors.Is(err, os.ErrNotExist) || errors.Is(err, syscall.ECONNREFUSED) {
+		first := handoff.GenerationStatus{Generation: 1, State: "serving", PID: os.Getpid(), Request: request}
+		f, err := startFake(socket, first, script{upTo: "drained"})
+		if err != nil {
+			fmt.Println(err)
+			os.Exit(1)
+		}
+		f.wg.Wait() // until stop
+		return
+	}
+	if err != nil {
+		fmt.Println(err)
+		os.Exit(1)
+	}
+	hello, _ := json.Marshal(map[string]any{"type": "test_hello", "request": request, "mode": os.Args[1], "pid": os.Getpid()})
+	if _, err := c.Write(hello); err != nil {
+		os.Exit(1)
+	}
+	if os.Args[2] == "die" {
+		fmt.Println("panic: no\x1b[31m configuration")
+		os.Exit(3)
+	}
+	_, _ = c.Read(make([]byte, 1)) // until the fake ends or refuses
+}

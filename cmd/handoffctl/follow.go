@@ -1,0 +1,114 @@
+package main
+
+import (
+	"context"
+	"errors"
+	"fmt"
+	"time"
+
+	"github.com/fdhandoff/handoff/handoff"
+)
+
+const (
+	// nobodyPause is how often a socket is looked for at which nobody answers.
+	nobodyPause = 50 * time.Millisecond
+	// lookTime bounds the last look at a service after the time ran out.
+	lookTime = time.Second
+)
+
+// follower watches a service through the ends and changes of the processes that
+// answer for it.
+type follower struct {
+	c    *handoff.Client
+	last *handoff.Status // nil while nobody answers
+	seen bool            // somebody was there at some time
+}
+
+// next returns the next status that differs from the last one. It waits for
+// somebody to come where nobody answers, and reports that once, by nil, nil.
+func (f *follower) next(ctx context.Context) (*handoff.Status, error) {
+	for {
+		st, err := f.c.Watch(ctx, f.last)
+		switch {
+		case err == nil:
+			f.last, f.seen = st, true
+			return st, nil
+		case ctx.Err() != nil:
+			return nil, ctx.Err()
+		case !errors.Is(err, handoff.ErrNobody):
+			return nil, err
+		case f.last != nil:
+			f.last = nil
+			return nil, nil
+		}
+		pause := time.NewTimer(nobodyPause)
+		select {
+		case <-ctx.Done():
+		case <-pause.C:
+		}
+		pause.Stop()
+	}
+}
+
+// until waits until done says true of a status.
+func (f *follower) until(ctx context.Context, done func(*handoff.Status) (bool, error)) error {
+	for {
+		st, err := f.next(ctx)
+		if ctx.Err() != nil {
+			if st = f.look(ctx); st == nil {
+				return ctx.Err()
+			}
+			if ok, err := done(st); ok || err != nil {
+				return err
+			}
+			return ctx.Err()
+		}
+		if err != nil {
+			return err
+		}
+		if ok, err := done(st); ok || err != nil {
+			return err
+		}
+	}
+}
+
+// look takes a last look, also when ctx has ended: exit codes follow from the
+// state at the end. It returns nil where nobody answers.
+func (f *follower) look(ctx context.Context) *handoff.Status {
+	ctx, cancel := context.WithTimeout(context.WithoutCancel(ctx), lookTime)
+	defer cancel()
+	st, err := f.c.Status(ctx)
+	f.last = st
+	// Whoever is silent or refuses is there all the same.
+	f.seen = f.seen || !errors.Is(err, handoff.ErrNobody)
+	return st
+}
+
+// stopped is the failure for a wait that ended before its aim, by its deadline
+// or by a signal.
+func (f *follower) stopped(ctx context.Context, timeout time.Duration, aim string) *failure {
+	if !errors.Is(ctx.Err(), context.DeadlineExceeded) {
+		return &failure{
+			code: exitUnknown,
+			text: fmt.Sprintf("stopped waiting (%v), %s: %s", context.Cause(ctx), aim, f.who()),
+			hint: "what was asked for goes on; handoffctl status shows it",
+			err:  ctx.Err(),
+		}
+	}
+	if !f.seen {
+		return &failure{
+			code: exitNobody,
+			text: fmt.Sprintf("nobody came to %s within %v", f.c.Socket, timeout),
+			hint: "start the service, or name its socket with --socket or HANDOFF_SOCKET",
+			err:  handoff.ErrNobody,
+		}
+	}
+	return &failure{
+		code: exitUnknown,
+		text: fmt.Sprintf("time ran out after %v, %s: %s", timeout, aim, f.who()),
+		hint: "what was asked for goes on; handoffctl status shows it, and --timeout gives it longer",
+		err:  ctx.Err(),
+	}
+}
+
+func (f *follower) who() string { return whoServes(f.last) }

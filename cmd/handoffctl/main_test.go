@@ -1,0 +1,144 @@
+package main
+
+import (
+	"bytes"
+	"context"
+	"net"
+	"os"
+	"path/filepath"
+	"runtime"
+	"testing"
+	"time"
+
+	"github.com/rogpeppe/go-internal/testscript"
+	"github.com/stretchr/testify/require"
+
+	"github.com/fdhandoff/handoff/handoff"
+)
+
+func TestMain(m *testing.M) {
+	testscript.Main(m, map[string]func(){"handoffctl": main, "fakeserver": fakeServer})
+}
+
+// checkLeak fails the test if it leaves descriptors or goroutines behind.
+func checkLeak(t *testing.T) {
+	t.Helper()
+	fds := func() int {
+		dir, err := os.ReadDir("/proc/self/fd")
+		require.NoError(t, err)
+		return len(dir)
+	}
+	// The runtime opens its poller with the first socket, and keeps it.
+	ln, err := net.Listen("tcp", "127.0.0.1:0")
+	require.NoError(t, err)
+	require.NoError(t, ln.Close())
+	beforeFDs, beforeGo := fds(), runtime.NumGoroutine()
+	t.Cleanup(func() {
+		// A goroutine that was joined may take a moment to be gone. Eventually
+		// itself runs the condition in one more.
+		require.Eventually(t, func() bool { return fds() <= beforeFDs && runtime.NumGoroutine() <= beforeGo+1 },
+			5*time.Second, 5*time.Millisecond, "there were %d descriptors and %d goroutines before", beforeFDs, beforeGo)
+	})
+}
+
+type outcome struct {
+	code           int
+	stdout, stderr string
+}
+
+// ctl runs the program in this process.
+func ctl(ctx context.Context, args ...string) outcome {
+	var stdout, stderr bytes.Buffer
+	code := run(ctx, args, &stdout, &stderr)
+	return outcome{code: code, stdout: stdout.String(), stderr: stderr.String()}
+}
+
+var serving1 = handoff.GenerationStatus{Generation: 1, State: "serving", Takeover: "auto", PID: 11, Label: "v1", Sockets: 2}
+
+// newFake starts a fake that ends with the test.
+func newFake(t *testing.T, sc script) (*fake, string) {
+	t.Helper()
+	path := filepath.Join(t.TempDir(), "s")
+	f, err := startFake(path, serving1, sc)
+	require.NoError(t, err)
+	t.Cleanup(f.close)
+	return f, path
+}
+
+func TestScripts(t *testing.T) {
+	var fakes []*fake
+	t.Cleanup(func() {
+		for _, f := range fakes {
+			f.close()
+		}
+	})
+	testscript.Run(t, testscript.Params{
+		Dir: "testdata",
+		Setup: func(env *testscript.Env) error {
+			// Two of everything that a status shows, and something to cut.
+			f, err := startFake(filepath.Join(env.WorkDir, "s"), serving1, script{upTo: "released"})
+			if err != nil {
+				return err
+			}
+			fakes = append(fakes, f)
+			f.update(func(st *handoff.Status) {
+				now := time.Now()
+				st.Generations = []handoff.GenerationStatus{
+					{Generation: 7, State: "draining", PID: 11, Label: "v\x1b[31m1", Sockets: 2, AgeSeconds: 7500, Open: map[string]int{"idle": 5, "active": 2, "h2": 0}, LeftSeconds: 28},
+					{Generation: 8, State: "serving", PID: 12, Label: "v2", Sockets: 3, AgeSeconds: 3.21, Unclaimed: []string{"old"}},
+					{Generation: 9, State: "standby", Takeover: "spare"},
+				}
+				st.Last = &handoff.HandoffStatus{ID: "h", From: 7, To: 8, Outcome: "rolled_back", Reason: "died", Time: now, Cut: map[string]int{"hijacked": 3}}
+			})
+			env.Setenv("TMPDIR", env.WorkDir)
+			return nil
+		},
+	})
+}
+
+// TestHelp holds the help of every command to one form.
+func TestHelp(t *testing.T) {
+	root := newRoot(&app{})
+	for _, cmd := range root.Commands() {
+		t.Run(cmd.Name(), func(t *testing.T) {
+			got := ctl(t.Context(), cmd.Name(), "--help")
+			require.Equal(t, exitDone, got.code)
+			require.Empty(t, got.stderr)
+			require.Regexp(t, `(?s)^Usage:\n  handoffctl `+cmd.Name()+`.*\n\n`+
+				`[A-Z][^\n]+\.\n.*`+
+				`\nExamples:\n(  [^\n]+\n){3}\n`+
+				`Flags:\n.*\nExit codes:\n    0  [^\n]+\n    1  `, got.stdout)
+			require.Equal(t, cmd.Name() == "upgrade", bytes.Contains([]byte(got.stdout), []byte("127  CMD is not found")))
+			require.NotRegexp(t, `(?m) +$`, got.stdout, "a line ends in blanks")
+			require.NotRegexp(t, `.{121}`, got.stdout, "a line is too long")
+		})
+	}
+}
+
+func TestCompletion(t *testing.T) {
+	for _, shell := range []string{"bash", "zsh", "fish", "powershell"} {
+		got := ctl(t.Context(), "completion", shell)
+		require.Equal(t, exitDone, got.code, shell)
+		require.Contains(t, got.stdout, "__complete", shell)
+	}
+	tests := []struct {
+		name string
+		line []string
+		want string
+	}{
+		{name: "commands", line: []string{"ro"}, want: "rollback\t"},
+		{name: "help topics", line: []string{"help", "up"}, want: "upgrade\t"},
+		{name: "states", line: []string{"wait", "--for", ""}, want: "standby\nserving\ncommitted\nreleased\ndrained\n:4\n"},
+		{name: "outcomes", line: []string{"handover", "--wait", ""}, want: "accepted\ncommitted\nreleased\ndrained\n:4\n"},
+		{name: "outcomes of upgrade", line: []string{"upgrade", "--wait", ""}, want: "standby\ncommitted\nreleased\ndrained\n:4\n"},
+		{name: "shells", line: []string{"completion", "z"}, want: "zsh\n"},
+		{name: "files", line: []string{"status", "--socket", ""}, want: ":0\n"},
+	}
+	for _, tt := range tests {
+		t.Run(tt.name, func(t *testing.T) {
+			got := ctl(t.Context(), append([]string{"__complete"}, tt.line...)...)
+			require.Equal(t, exitDone, got.code)
+			require.Contains(t, got.stdout, tt.want)
+		})
+	}
+}

@@ -1,0 +1,167 @@
+package main
+
+import (
+	"context"
+	"fmt"
+	"strconv"
+	"strings"
+
+	"github.com/spf13/cobra"
+
+	"github.com/fdhandoff/handoff/handoff"
+)
+
+func newStatus(a *app) *cobra.Command {
+	cmd := &cobra.Command{
+		Use:   "status",
+		Short: "Show every living generation, oldest first, and how the last handoff ended",
+		Example: `  handoffctl status
+  handoffctl --socket /run/app/control.sock status
+  handoffctl status --json | jq '.generations[] | select(.state == "serving").pid'`,
+		Args: noArgs,
+		RunE: func(cmd *cobra.Command, _ []string) error {
+			return a.ask(cmd, func(ctx context.Context, c *handoff.Client) error {
+				st, err := c.Status(ctx)
+				if err != nil {
+					return err
+				}
+				if a.json {
+					return a.printJSON(st)
+				}
+				return a.printStatus(st)
+			})
+		},
+	}
+	a.timeoutFlag(cmd, answerTimeout)
+	return cmd
+}
+
+// ask runs f within --timeout.
+func (a *app) ask(cmd *cobra.Command, f func(context.Context, *handoff.Client) error) error {
+	c, err := a.client(cmd)
+	if err != nil {
+		return err
+	}
+	ctx, cancel, err := a.bounded(cmd)
+	if err != nil {
+		return err
+	}
+	defer cancel()
+	return f(ctx, c)
+}
+
+func (a *app) bounded(cmd *cobra.Command) (context.Context, context.CancelFunc, error) {
+	switch {
+	case a.timeout < 0:
+		return nil, nil, &failure{code: exitUsage, text: "--timeout is negative", hint: helpHint(cmd)}
+	case a.timeout == 0:
+		ctx, cancel := context.WithCancel(cmd.Context())
+		return ctx, cancel, nil
+	}
+	ctx, cancel := context.WithTimeout(cmd.Context(), a.timeout)
+	return ctx, cancel, nil
+}
+
+func (a *app) printStatus(st *handoff.Status) error {
+	rows := [][]string{{"GENERATION", "STATE", "PID", "AGE", "LABEL", "SOCKETS", "OPEN", "LEFT"}}
+	for _, g := range st.Generations {
+		rows = append(rows, []string{
+			strconv.FormatUint(g.Generation, 10), stateWord(g), positive(g.PID), age(g.AgeSeconds), g.Label,
+			strconv.Itoa(g.Sockets), counts(g.Open), timeLeft(g.LeftSeconds),
+		})
+	}
+	if err := a.printTable(rows); err != nil {
+		return err
+	}
+	for _, g := range st.Generations {
+		if len(g.Unclaimed) > 0 {
+			line := fmt.Sprintf("generation %d did not take: %s", g.Generation, strings.Join(g.Unclaimed, ", "))
+			if err := a.println(plain(line)); err != nil {
+				return err
+			}
+		}
+	}
+	return a.println(plain("last handoff: " + lastHandoff(st)))
+}
+
+// stateWord adds what a waiting generation waits for.
+func stateWord(g handoff.GenerationStatus) string {
+	if isSpare(g) {
+		return g.State + " (spare)"
+	}
+	return g.State
+}
+
+func positive(n int) string {
+	if n <= 0 {
+		return ""
+	}
+	return strconv.Itoa(n)
+}
+
+func timeLeft(seconds float64) string {
+	if seconds <= 0 {
+		return ""
+	}
+	return age(seconds)
+}
+
+func lastHandoff(st *handoff.Status) string {
+	l := st.Last
+	if l == nil {
+		return "none"
+	}
+	s := fmt.Sprintf("%d to %d %s %s ago", l.From, l.To, words(l.Outcome), age(st.Time.Sub(l.Time).Seconds()))
+	if l.Reason != "" {
+		s += ": " + words(l.Reason)
+	}
+	if cut := counts(l.Cut); cut != "" {
+		s += "; cut at the deadline: " + cut
+	}
+	return s
+}
+
+// words prints a code such as rolled_back for people.
+func words(code string) string { return strings.ReplaceAll(code, "_", " ") }
+
+func newSockets(a *app) *cobra.Command {
+	cmd := &cobra.Command{
+		Use:   "sockets",
+		Short: "List the sockets and files that the answering process holds",
+		Example: `  handoffctl sockets
+  handoffctl --socket /run/app/control.sock sockets
+  handoffctl sockets --json | jq -r '.sockets[].address'`,
+		Args: noArgs,
+		RunE: func(cmd *cobra.Command, _ []string) error {
+			return a.ask(cmd, a.sockets)
+		},
+	}
+	a.timeoutFlag(cmd, answerTimeout)
+	return cmd
+}
+
+func (a *app) sockets(ctx context.Context, c *handoff.Client) error {
+	list, err := c.Sockets(ctx)
+	if err != nil {
+		return err
+	}
+	if a.json {
+		if list == nil {
+			list = []handoff.SocketInfo{} // an empty list, not null
+		}
+		return a.printJSON(struct {
+			Schema  int                  `json:"schema"`
+			Socket  string               `json:"socket"`
+			Sockets []handoff.SocketInfo `json:"sockets"`
+		}{schema, c.Socket, list})
+	}
+	rows := [][]string{{"INDEX", "NAME", "NETWORK", "ADDRESS", "STATE"}}
+	for _, s := range list {
+		state := s.State
+		if s.Exclusive {
+			state += ", exclusive"
+		}
+		rows = append(rows, []string{strconv.Itoa(s.Index), s.Name, s.Network, s.Address, state})
+	}
+	return a.printTable(rows)
+}
