@@ -169,10 +169,10 @@ type Socket struct {
 	Network string
 
 	// Address is as for net.Listen. An inherited socket is taken if it has the
-	// name and was asked for by the same address, or is bound to it; a socket
-	// bound to this address under another name is taken too, so that sockets
-	// can be renamed. If the address under a name changes, a fresh socket is
-	// opened and the old one is reported as unclaimed.
+	// name and was asked for by the same address, or is bound to it, where port
+	// 0 is any port. A socket bound to this address under another name is taken
+	// too, so that sockets can be renamed. If the address under a name changes,
+	// a fresh socket is opened and the old one is reported as unclaimed.
 	Address string
 
 	// Exclusive declares that two processes must never own the socket at the

@@ -179,6 +179,9 @@ func (p *Process) frameArrived(l *link, f *frame, fds []*descriptor) {
 		p.badFrame(l, err)
 	case f.Type == msgError && l.side == sideElder && p.m.elder == phaseHello:
 		p.fault = fmt.Errorf("%w: %s", ErrRefused, f.Text)
+		if f.Code == CodePermission {
+			p.fault = fmt.Errorf("%w: %s", ErrPermission, f.Text)
+		}
 		p.feed(event{kind: evFrame, side: sideElder, msg: msgRefuse})
 	case f.Type == msgError:
 		// An error is never answered, and changes nothing.

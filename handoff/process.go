@@ -64,8 +64,9 @@ type Process struct {
 	living   living
 	next     uint64 // the last number that was given to a successor
 	last     *HandoffStatus
-	fault    error // what a coming end is due to
-	answer   reply // to the operator's verb under way
+	fault    error  // what a coming end is due to
+	busy     string // why the incumbent does not admit this process yet
+	answer   reply  // to the operator's verb under way
 	watchers []chan struct{}
 	revision uint64
 	waited   bool // the program calls Wait: the drain may end by itself
@@ -451,7 +452,7 @@ func (p *Process) drainedIfDone() {
 // retry: what was tried did not work out for a reason that passes.
 func (p *Process) retry() {
 	if p.attempt != nil {
-		p.attempt <- attempt{again: true}
+		p.attempt <- attempt{again: true, why: p.busy}
 		p.attempt = nil
 		return
 	}

@@ -161,7 +161,7 @@ func (set *socketSet) match(want Socket, k kind) *socket {
 			if it.Kind != k || it.family() != family(want.Network) || byName != (it.Name == want.Name) {
 				continue
 			}
-			if byName && it.Asked == want.Address || boundTo(want.Network, it.Local, want.Address) {
+			if byName && it.Asked == want.Address || boundTo(want.Network, it.Local, want.Address, byName) {
 				return u
 			}
 		}
@@ -169,17 +169,21 @@ func (set *socketSet) match(want Socket, k kind) *socket {
 	return nil
 }
 
-// boundTo says whether a socket bound to local is what listening on address means.
-func boundTo(network, local, address string) bool {
+// boundTo says whether a socket bound to local is what listening on address
+// means. Port 0 is any port where the name decides, and none where it does not.
+func boundTo(network, local, address string, anyPort bool) bool {
+	same := func(ip, boundIP net.IP, port, boundPort int) bool {
+		return sameIP(ip, boundIP) && (port == boundPort || port == 0 && anyPort)
+	}
 	switch family(network) {
 	case "tcp":
 		a, err := net.ResolveTCPAddr(network, address)
 		b, err2 := net.ResolveTCPAddr("tcp", local)
-		return err == nil && err2 == nil && a.Port == b.Port && sameIP(a.IP, b.IP)
+		return err == nil && err2 == nil && same(a.IP, b.IP, a.Port, b.Port)
 	case "udp":
 		a, err := net.ResolveUDPAddr(network, address)
 		b, err2 := net.ResolveUDPAddr("udp", local)
-		return err == nil && err2 == nil && a.Port == b.Port && sameIP(a.IP, b.IP)
+		return err == nil && err2 == nil && same(a.IP, b.IP, a.Port, b.Port)
 	}
 	return local == address
 }

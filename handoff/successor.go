@@ -19,6 +19,7 @@ const busyRetryMS = 100
 type attempt struct {
 	err   error
 	again bool
+	why   string // it must be tried again
 }
 
 // intake is what arrived of the incumbent's offer so far.
@@ -53,7 +54,7 @@ func (p *Process) join(ctx context.Context) error {
 		case p.cfg.Takeover == Never:
 			who, _ := c.peer()
 			c.Close()
-			return &OpError{Op: "start", Path: p.cfg.Socket, Err: fmt.Errorf("%w (pid %d)", ErrIncumbent, who.PID)}
+			return opError("start", p.cfg.Socket, fmt.Errorf("%w (pid %d)", ErrIncumbent, who.PID))
 		default:
 			if !p.post(func() { p.hello(c, done) }) {
 				c.Close()
@@ -67,12 +68,12 @@ func (p *Process) join(ctx context.Context) error {
 			return context.Cause(ctx)
 		}
 		if !a.again {
-			return a.err
+			return opError("start", p.cfg.Socket, a.err)
 		}
 		select {
 		case <-time.After(busyRetryMS * time.Millisecond):
 		case <-ctx.Done():
-			return fmt.Errorf("%w: the incumbent at %s was busy all the time", context.Cause(ctx), p.cfg.Socket)
+			return opError("start", p.cfg.Socket, fmt.Errorf("%w: the incumbent was busy all the time: %s", context.Cause(ctx), a.why))
 		}
 	}
 }
@@ -141,6 +142,7 @@ func (p *Process) fromElder(l *link, f *frame, fds []*descriptor) error {
 		p.Logger().Info("the incumbent offers its sockets", "sockets", f.Total-1,
 			"incumbent", l.number, "incumbent_pid", l.peer.PID, "incumbent_label", l.peer.Label)
 	case msgBusy:
+		p.busy = f.Text
 		p.Logger().Debug("the incumbent is busy", "reason", string(f.Reason), "text", f.Text)
 	case msgRefuse:
 		p.fault = fmt.Errorf("%w: %s", ErrRefused, f.Text)

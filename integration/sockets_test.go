@@ -101,7 +101,7 @@ func TestUnclaimedSocketIsReported(t *testing.T) {
 	for _, g := range st.Generations {
 		unclaimed = append(unclaimed, g.Unclaimed...)
 	}
-	require.Contains(t, unclaimed, "b")
+	require.Equal(t, []string{"tcp b (" + b + ")"}, unclaimed)
 	s.answeredBy(b, 1)
 	s.must("rollback")
 	s.waitStatus("1 serves again", func(st proc.Status) bool { return st.Serving().Generation == 1 })

@@ -86,6 +86,7 @@ func TestIncumbentKilledWithConnectionsQueued(t *testing.T) {
 		require.NoError(t, a.err, "connection %d", i)
 		require.Equal(t, http.StatusOK, a.status)
 		require.EqualValues(t, 2, a.generation)
+		c.Close() // an idle connection would be kept to the end of generation 2's drain
 	}
 	s.exits(first, -1, "generation 1")
 	st := s.alone(2)

@@ -106,7 +106,7 @@ func TestRegularFileAtThePath(t *testing.T) {
 	b, err := os.ReadFile(s.socket)
 	require.NoError(t, err)
 	require.Equal(t, "precious", string(b))
-	s.wantFailure(1, "status")
+	s.wantFailure(2, "status")
 }
 
 func TestSymbolicLinkAtThePath(t *testing.T) {
@@ -153,7 +153,7 @@ func TestForeignServerAtThePath(t *testing.T) {
 	before, err := os.Stat(s.socket)
 	require.NoError(t, err)
 	s.failsToStart(s.socket)
-	s.wantFailure(1, "status")
+	s.wantFailure(2, "status")
 	after, err := os.Stat(s.socket)
 	require.NoError(t, err)
 	require.True(t, os.SameFile(before, after))
