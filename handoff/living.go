@@ -205,7 +205,8 @@ func (p *Process) reportOn(c *conn) {
 func (p *Process) hearRegistered(c *conn, f *frame) {
 	defer p.post(func() { p.living.lost(c); p.changed() })
 	for {
-		p.post(func() { p.living.report(c, f); p.changed() })
+		told := f
+		p.post(func() { p.living.report(c, told); p.changed() })
 		var err error
 		if f, err = p.question(c); err != nil || f.Type != msgDraining {
 			return
