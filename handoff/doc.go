@@ -1,2 +1,48 @@
-// Package handoff is one process's part in a handoff.
+// Package handoff is one process's part in a handoff: a running server, the
+// incumbent, is replaced by its next version, the successor, and no client
+// notices.
+//
+// # The story
+//
+// The successor is started by anyone and calls Start. It connects to the
+// incumbent at the control socket, a path that both can reach, and receives
+// duplicates of its listening sockets by SCM_RIGHTS. The program asks for each
+// with Listen, the same call whether the socket is inherited or fresh, and calls
+// Ready.
+//
+//	hello      →             who I am, which versions I speak
+//	           ← welcome     your generation, what will follow
+//	           ← sockets     in batches, each acknowledged; the control listener first
+//	ready      →             what I took and what not: a standby
+//	           ← serve       the incumbent has parked: it accepts nothing, and closes nothing
+//	serving    →             committed; probation begins
+//	           ← release     (or revoke: the incumbent takes back)
+//	released   →             the point of no return
+//	           ← draining    the incumbent finishes its connections
+//	           ← bye
+//
+// # The invariant
+//
+// Somebody who is alive always holds every socket and accepts on it, or is told
+// to within one round trip. Until it has read released, the incumbent decides
+// alone: it resumes when the link ends, when an answer stays away or when an
+// operator says so, and the successor obeys. When the incumbent dies, whoever
+// holds the sockets serves. machine.go holds the rules, and its tests walk them.
+//
+// # Who owns what
+//
+// A Process owns a duplicate of every socket, outside the runtime's poller, from
+// Listen to its end, and what Listen and ListenPacket return, which stop
+// delivering while the process is parked and go on when it resumes. Connections
+// that were accepted are the program's; an HTTPServer drains its own. The control
+// listener is handed over like the others and its path is bound once: only the
+// last owner removes it.
+//
+// # Where to read on
+//
+// handoff.go is the public API from top to bottom; machine.go the states;
+// process.go the loop that obeys them; successor.go and incumbent.go the two
+// sides of a link; answer.go what else comes through the control socket;
+// sockets.go and listener.go the named set; scmrights.go and unixsock.go what the
+// kernel does; http.go the drain. docs/protocol.md is the same for other languages.
 package handoff

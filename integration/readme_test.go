@@ -69,3 +69,42 @@ func TestDeployScriptOfTheReadme(t *testing.T) {
 	}
 	s.noLoss(run)
 }
+
+// programMarker stands above the Go program in README.md.
+const programMarker = "<!-- go program -->"
+
+// The program of README.md builds in a module of its own as README.md says, and hands over to itself.
+func TestProgramOfTheReadme(t *testing.T) {
+	root, err := proc.ModuleRoot(t.Context())
+	require.NoError(t, err)
+	readme, err := os.ReadFile(filepath.Join(root, "README.md"))
+	require.NoError(t, err)
+	_, after, found := strings.Cut(string(readme), programMarker)
+	require.True(t, found, "README.md has no %s", programMarker)
+	block := regexp.MustCompile("(?s)^\\s*```go\n(.*?)```").FindStringSubmatch(after)
+	require.NotNil(t, block, "no go block follows the marker")
+	s := newService(t)
+	dir := s.path("program")
+	require.NoError(t, os.Mkdir(dir, 0o700))
+	// The port is the kernel's choice here.
+	source := strings.Replace(block[1], "127.0.0.1:8080", web, 1)
+	require.NotEqual(t, block[1], source)
+	require.NoError(t, os.WriteFile(filepath.Join(dir, "main.go"), []byte(source), 0o600))
+	for _, args := range [][]string{
+		{"mod", "init", "example.org/app"},
+		{"mod", "edit", "-require=github.com/fdhandoff/handoff@v0.0.0", "-replace=github.com/fdhandoff/handoff=" + root},
+		{"mod", "tidy"},
+		{"build", "-o", "app", "."},
+	} {
+		cmd := exec.Command("go", args...)
+		cmd.Dir = dir
+		out, err := cmd.CombinedOutput()
+		require.NoError(t, err, "go %v: %s", args, out)
+	}
+	app := filepath.Join(dir, "app")
+	s.must("upgrade", "--wait=released", "--log", s.newLog("one"), "--", app, s.socket)
+	s.adopt(s.status().Serving().PID)
+	s.must("upgrade", "--wait=drained", "--log", s.newLog("two"), "--", app, s.socket)
+	s.adopt(s.status().Serving().PID)
+	require.EqualValues(t, 2, s.status().Serving().Generation)
+}
