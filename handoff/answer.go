@@ -20,10 +20,11 @@ const (
 
 // controlSocket is this process's hold on the control socket.
 type controlSocket struct {
-	path string
-	d    *descriptor
-	file fileID       // of the file at path, recorded at bind
-	ln   net.Listener // while this process answers
+	path  string
+	d     *descriptor
+	file  fileID       // of the file at path, recorded at bind
+	ln    net.Listener // while this process answers
+	owned bool         // nobody succeeds this process: the path goes with it
 
 	mu    sync.Mutex
 	conns map[*conn]bool
@@ -38,6 +39,11 @@ func (s *controlSocket) item() manifestItem {
 	}
 }
 
+// hold takes the control listener, inherited or fresh.
+func (s *controlSocket) hold(path string, d *descriptor, file fileID) {
+	s.path, s.d, s.file = path, d, file
+}
+
 // close stops answering and lets go of the socket; the path stays.
 func (s *controlSocket) close() {
 	if s.ln != nil {
@@ -50,12 +56,13 @@ func (s *controlSocket) close() {
 	}
 }
 
-// remove is close for the last owner: the path goes first, so that whoever
-// comes next finds nobody instead of a socket that is about to close.
-func (s *controlSocket) remove() {
-	if s.d != nil {
-		removeSocketFile(s.path, s.file)
+// removeIfOwned is close for the last owner: the path goes first, so that
+// whoever comes next finds nobody instead of a socket that is about to close.
+func (s *controlSocket) removeIfOwned() {
+	if !s.owned || s.d == nil {
+		return
 	}
+	removeSocketFile(s.path, s.file)
 	s.close()
 }
 

@@ -50,31 +50,32 @@ type Process struct {
 	report     Report
 
 	// Owned by run.
-	m        machine
-	timers   [timerCount]*runningTimer
-	elder    *link
-	younger  *link
-	asker    *link // whose hello is being answered
-	retired  map[*link]bool
-	control  controlSocket
-	attempt  chan attempt // where join waits; nil: nobody does
-	offer    offer
-	intake   intake
-	ledger   ledger
-	living   living
-	next     uint64 // the last number that was given to a successor
-	last     *HandoffStatus
-	fault    error  // what a coming end is due to
-	busy     string // why the incumbent does not admit this process yet
-	answer   reply  // to the operator's verb under way
-	watchers []chan struct{}
-	revision uint64
-	waited   bool // the program calls Wait: the drain may end by itself
-	drainEnd *time.Timer
-	deadline time.Time // of probation or drain
-	began    time.Time // of the drain
-	shut     []*listener
-	finished bool // everything that can drain has
+	m         machine
+	timers    [timerCount]*runningTimer
+	elder     *link
+	younger   *link
+	asker     *link // whose hello is being answered
+	retired   map[*link]bool
+	control   controlSocket
+	attempt   chan attempt // where join waits; nil: nobody does
+	offer     offer
+	intake    intake
+	ledger    ledger
+	living    living
+	next      uint64 // the last number that was given to a successor
+	last      *HandoffStatus
+	fault     error  // what a coming end is due to
+	incumbent int    // pid of the process that was asked last
+	busy      string // why the incumbent does not admit this process yet
+	answer    reply  // to the operator's verb under way
+	watchers  []chan struct{}
+	revision  uint64
+	waited    bool // the program calls Wait: the drain may end by itself
+	drainEnd  *time.Timer
+	deadline  time.Time // of probation or drain
+	began     time.Time // of the drain
+	shut      []*listener
+	finished  bool // everything that can drain has
 }
 
 func newProcess(cfg Config) *Process {
@@ -129,8 +130,14 @@ func (p *Process) run() {
 	for l := range p.retired {
 		l.close()
 	}
-	p.control.close()
+	p.elder.close()
+	p.younger.close()
+	for _, l := range p.shut {
+		l.end()
+	}
 	p.sockets.stop()
+	p.control.removeIfOwned()
+	p.control.close()
 	p.changed()
 	close(p.gone)
 	p.control.closeConns()
@@ -163,7 +170,11 @@ func (p *Process) stateChanged(from, to State) {
 	p.mu.Lock()
 	p.state = to
 	p.mu.Unlock()
-	p.Logger().Info("state", "from", from.String(), "to", to.String())
+	level := slog.LevelInfo
+	if to == StateGone {
+		level = slog.LevelDebug // the line with the reason follows
+	}
+	p.Logger().Log(context.Background(), level, "state", "from", from.String(), "to", to.String())
 	if p.cfg.OnState != nil {
 		p.cfg.OnState(from, to)
 	}
@@ -221,7 +232,9 @@ func (p *Process) perform(a action) {
 	case actRelease:
 		p.shut = p.sockets.release()
 	case actShut:
-		p.control.remove()
+		// The path goes last: who comes meanwhile is told busy, and finds the
+		// addresses free when it comes again.
+		p.control.owned = true
 		p.shut = p.sockets.shutDown()
 	case actAnswer:
 		p.beginAnswering()
@@ -234,7 +247,9 @@ func (p *Process) perform(a action) {
 	case actStopTimer:
 		p.timers[a.timer].stop()
 	case actPoll:
-		p.link(a.side).poll()
+		if l := p.link(a.side); l != nil {
+			l.poll()
+		}
 	case actRetry:
 		p.retry()
 	case actReportSilent:
@@ -292,7 +307,7 @@ func (p *Process) ended(why reason) {
 	case why == whyRefused:
 		p.setErr(ErrRefused)
 	case why == whySilent:
-		p.setErr(ErrSilent)
+		p.setErr(fmt.Errorf("%w (pid %d)", ErrSilent, p.incumbent))
 	case why == whyProtocol:
 		p.setErr(ErrProtocol)
 	case why == whyTimeout, why == whyDisplaced, why == whyWithdrawn, why == whyRollback:
@@ -309,11 +324,13 @@ func (p *Process) ended(why reason) {
 		p.attempt <- attempt{err: err}
 		p.attempt = nil
 	}
-	if err != nil {
+	switch {
+	case p.Generation() == 0: // Start returns what went wrong
+	case err != nil:
 		p.Logger().Error("gone", "reason", string(why), "error", err)
-		return
+	default:
+		p.Logger().Info("gone", "reason", string(why))
 	}
-	p.Logger().Info("gone", "reason", string(why))
 }
 
 // runningTimer is a timer of the machine.
@@ -390,6 +407,7 @@ func (p *Process) beginDrain(plain bool) {
 		for _, l := range shut {
 			<-l.done
 		}
+		p.post(p.control.removeIfOwned)
 		p.drain(until, plain)
 	})
 	p.reportDraining()

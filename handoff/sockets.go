@@ -64,32 +64,56 @@ func (p *Process) open(ctx context.Context, want Socket, n int, k kind) ([]*sock
 	if err := checkNetwork(want.Network, k); err != nil {
 		return nil, err
 	}
-	p.sockets.mu.Lock()
-	defer p.sockets.mu.Unlock()
-	if p.sockets.closed {
-		return nil, ErrNotServing
+	all := make([]*socket, max(n, 1))
+	for i := range all {
+		all[i] = &socket{want: want, reuse: n > 0, index: -1}
 	}
-	var all []*socket
-	for range max(n, 1) {
-		s := &socket{want: want, reuse: n > 0, index: -1}
-		if len(all) > 0 {
-			s.want.Address = all[0].item.Local // the port that the kernel chose for the first
-		}
-		if err := p.sockets.fill(ctx, s, k); err != nil {
-			p.sockets.abandon(all)
-			return nil, err
-		}
-		s.want = want
-		s.item.Exclusive = s.item.Exclusive || want.Exclusive
-		all = append(all, s)
+	if err := p.sockets.claim(all, k); err != nil {
+		return nil, err
 	}
-	for _, s := range all {
-		if err := p.sockets.enter(s, func() { p.giveUp(s) }); err != nil {
-			p.sockets.abandon(all)
-			return nil, err
-		}
+	// Names are resolved and locks waited for without holding up the handoff.
+	if err := bindMissing(ctx, all, k); err != nil {
+		p.sockets.abandon(all)
+		return nil, err
+	}
+	if err := p.sockets.enter(all, p.giveUp); err != nil {
+		p.sockets.abandon(all)
+		return nil, err
 	}
 	return all, nil
+}
+
+// claim gives descriptors to as many of all as inherited sockets fit.
+func (set *socketSet) claim(all []*socket, k kind) error {
+	set.mu.Lock()
+	defer set.mu.Unlock()
+	switch {
+	case set.closed:
+		return ErrNotServing
+	case len(set.claimed)+len(all) > maxSockets:
+		return fmt.Errorf("handoff: listen %s: a process has at most %d sockets", all[0].want.Address, maxSockets)
+	}
+	for _, s := range all {
+		set.inherit(s, k)
+	}
+	return nil
+}
+
+// bindMissing opens fresh sockets for those of all that inherited none.
+func bindMissing(ctx context.Context, all []*socket, k kind) error {
+	for _, s := range all {
+		if s.d != nil {
+			continue
+		}
+		address := s.want.Address
+		if all[0].d != nil {
+			address = all[0].item.Local // the port that the kernel chose for the first of a group
+		}
+		if err := s.bind(ctx, address, k); err != nil {
+			return err
+		}
+	}
+	return nil
 }
 
 // abandon undoes a half-done open.
@@ -97,7 +121,6 @@ func (set *socketSet) abandon(all []*socket) {
 	for _, s := range all {
 		s.close(s.index < 0)
 	}
-	set.claimed = slices.DeleteFunc(set.claimed, func(s *socket) bool { return slices.Contains(all, s) })
 }
 
 // exclusive says whether some socket must never have two owners.
@@ -124,18 +147,21 @@ func checkNetwork(network string, k kind) error {
 	return fmt.Errorf("handoff: listen: network %q is none of udp, udp4, udp6, unixgram", network)
 }
 
-// fill gives s a descriptor: an inherited one that fits, or a fresh one.
-func (set *socketSet) fill(ctx context.Context, s *socket, k kind) error {
-	if from := set.match(s.want, k); from != nil {
-		set.unclaimed = slices.DeleteFunc(set.unclaimed, func(u *socket) bool { return u == from })
-		s.d, s.item, s.index, s.deaf = from.d, from.item, from.index, from.deaf
-		s.item.Name, s.item.Asked = s.want.Name, s.want.Address
-		return nil
+// inherit gives s an inherited descriptor that fits, if there is one.
+func (set *socketSet) inherit(s *socket, k kind) {
+	from := set.match(s.want, k)
+	if from == nil {
+		return
 	}
-	if len(set.claimed) >= maxSockets {
-		return fmt.Errorf("handoff: listen %s: a process has at most %d sockets", s.want.Address, maxSockets)
-	}
-	d, file, err := bindSocket(ctx, s.want.Network, s.want.Address, s.reuse)
+	set.unclaimed = slices.DeleteFunc(set.unclaimed, func(u *socket) bool { return u == from })
+	s.d, s.item, s.index = from.d, from.item, from.index
+	s.item.Name, s.item.Asked = s.want.Name, s.want.Address
+	s.item.Exclusive = s.item.Exclusive || s.want.Exclusive
+}
+
+// bind gives s a fresh descriptor.
+func (s *socket) bind(ctx context.Context, address string, k kind) error {
+	d, file, err := bindSocket(ctx, s.want.Network, address, s.reuse)
 	if err != nil {
 		return err
 	}
@@ -147,7 +173,7 @@ func (set *socketSet) fill(ctx context.Context, s *socket, k kind) error {
 	s.d, s.index, s.deaf = d, -1, k == kindStream
 	s.item = manifestItem{
 		Name: s.want.Name, Kind: k, Network: s.want.Network, Asked: s.want.Address, Local: facts.local,
-		Domain: facts.domain, Type: facts.typ, Protocol: facts.protocol, File: file,
+		Domain: facts.domain, Type: facts.typ, Protocol: facts.protocol, Exclusive: s.want.Exclusive, File: file,
 	}
 	return nil
 }
@@ -192,25 +218,43 @@ func sameIP(a, b net.IP) bool {
 	return a.Equal(b) || (len(a) == 0 || a.IsUnspecified()) && (len(b) == 0 || b.IsUnspecified())
 }
 
-// enter puts s into the set and makes what the program holds.
-func (set *socketSet) enter(s *socket, giveUp func()) error {
-	facts, err := s.d.facts()
-	if err != nil {
-		return err
+// enter puts all into the set and makes what the program holds.
+func (set *socketSet) enter(all []*socket, giveUp func(*socket)) error {
+	set.mu.Lock()
+	defer set.mu.Unlock()
+	if set.closed {
+		return ErrNotServing
 	}
-	if s.item.Kind == kindStream {
-		s.listener = newListener(giveUp)
-		s.listener.addr = facts.addr
-	} else {
-		s.packet = newPacketConn(giveUp)
-		s.packet.addr, s.packet.held = facts.addr, s.d
-	}
-	if set.serving {
-		if err := s.accept(); err != nil {
+	for _, s := range all {
+		if s.item.Kind == kindStream {
+			s.listener = newListener(func() { giveUp(s) })
+		} else {
+			s.packet = newPacketConn(func() { giveUp(s) })
+		}
+		if err := s.refresh(); err != nil {
 			return err
 		}
+		if set.serving {
+			if err := s.accept(); err != nil {
+				return err
+			}
+		}
 	}
-	set.claimed = append(set.claimed, s)
+	set.claimed = append(set.claimed, all...)
+	return nil
+}
+
+// refresh tells what the program holds about a new descriptor.
+func (s *socket) refresh() error {
+	facts, err := s.d.facts()
+	switch {
+	case err != nil:
+		return err
+	case s.listener != nil:
+		s.listener.change(func() { s.listener.addr = facts.addr })
+	case s.packet != nil:
+		s.packet.change(func() { s.packet.addr, s.packet.held = facts.addr, s.d })
+	}
 	return nil
 }
 
@@ -410,28 +454,18 @@ func (set *socketSet) detach() {
 // refill is detach's other half: what the program asked for once is claimed or
 // opened again.
 func (set *socketSet) refill(ctx context.Context) error {
-	set.mu.Lock()
-	defer set.mu.Unlock()
-	for _, s := range set.claimed {
+	return set.each(func(s *socket) error {
 		if s.d != nil {
-			continue
+			return nil
 		}
 		k := s.item.Kind
-		if err := set.fill(ctx, s, k); err != nil {
-			return err
+		if set.inherit(s, k); s.d == nil {
+			if err := s.bind(ctx, s.want.Address, k); err != nil {
+				return err
+			}
 		}
-		s.item.Exclusive = s.item.Exclusive || s.want.Exclusive
-		facts, err := s.d.facts()
-		if err != nil {
-			return err
-		}
-		if k == kindStream {
-			s.listener.change(func() { s.listener.addr = facts.addr })
-		} else {
-			s.packet.change(func() { s.packet.addr, s.packet.held = facts.addr, s.d })
-		}
-	}
-	return nil
+		return s.refresh()
+	})
 }
 
 // openFile is File.

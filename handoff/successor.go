@@ -41,15 +41,16 @@ func (p *Process) join(ctx context.Context) error {
 		switch {
 		case ln != nil:
 			d, err := dupConn(ln)
+			if err == nil && !p.post(func() { p.first(d, file); done <- attempt{} }) {
+				err = errors.Join(ErrStopped, d.Close())
+			}
+			if err != nil {
+				// While it is open, so that the inode can't be another's yet.
+				removeSocketFile(p.cfg.Socket, file)
+			}
 			ln.Close()
 			if err != nil {
-				removeSocketFile(p.cfg.Socket, file)
-				return err
-			}
-			if !p.post(func() { p.first(d, file); done <- attempt{} }) {
-				d.Close()
-				removeSocketFile(p.cfg.Socket, file)
-				return ErrStopped
+				return opError("start", p.cfg.Socket, err)
 			}
 		case p.cfg.Takeover == Never:
 			who, _ := c.peer()
@@ -82,7 +83,7 @@ func (p *Process) allow() allow { return allow{UIDs: p.cfg.AllowUIDs, GIDs: p.cf
 
 // first makes this process generation 1.
 func (p *Process) first(d *descriptor, file fileID) {
-	p.control = controlSocket{path: p.cfg.Socket, d: d, file: file}
+	p.control.hold(p.cfg.Socket, d, file)
 	p.setGeneration(1, "")
 	p.next = 1
 	p.Logger().Info("no incumbent at the path: this is the first generation", "socket", p.cfg.Socket)
@@ -115,7 +116,7 @@ func (p *Process) setGeneration(n uint64, handoff string) {
 func (p *Process) hello(c *conn, done chan attempt) {
 	l := &link{p: p, c: c, side: sideElder}
 	if who, err := c.peer(); err == nil {
-		l.peer.PID = who.PID
+		l.peer.PID, p.incumbent = who.PID, who.PID
 	}
 	p.elder, p.attempt, p.intake = l, done, intake{}
 	p.feed(event{kind: evDialed})
@@ -205,7 +206,7 @@ func (p *Process) keep(f *frame, fds []*descriptor) {
 	defer p.sockets.mu.Unlock()
 	for i, it := range f.Sockets {
 		if it.Kind == kindControl {
-			p.control = controlSocket{path: p.cfg.Socket, d: fds[i], file: it.File}
+			p.control.hold(p.cfg.Socket, fds[i], it.File)
 			continue
 		}
 		p.sockets.unclaimed = append(p.sockets.unclaimed, &socket{item: it, d: fds[i], index: f.First + i})
