@@ -152,54 +152,39 @@ func (d *descriptor) file(name string) (*os.File, error) {
 	return os.NewFile(uintptr(n), name), nil
 }
 
-// setNonblock is for sockets that the runtime is to poll: whoever sent them
-// may have left them blocking.
-func (d *descriptor) setNonblock() error {
-	return d.control(func(fd int) error {
-		return os.NewSyscallError("fcntl", unix.SetNonblock(fd, true))
-	})
-}
-
 // listener returns a net.Listener over a duplicate, for the caller to close; d
-// stays as it is. The socket becomes non-blocking. Closing the listener never
-// unlinks the file of a Unix socket: net.UnixListener would unlink whatever is
-// at its path by then, also a successor's.
+// stays as it is. The socket becomes non-blocking if its sender left it
+// otherwise. Closing the listener never unlinks the file of a Unix socket: by
+// then a successor's may be at the path.
 func (d *descriptor) listener() (net.Listener, error) {
-	f, err := d.pollable()
+	f, err := d.file("socket")
 	if err != nil {
 		return nil, err
 	}
-	ln, err := net.FileListener(f) // duplicates again
+	ln, err := net.FileListener(f) // duplicates again, and sets O_NONBLOCK
 	if cerr := f.Close(); err == nil && cerr != nil {
 		_ = ln.Close()
 		return nil, cerr
 	}
 	if u, ok := ln.(*net.UnixListener); ok {
-		u.SetUnlinkOnClose(false)
+		u.SetUnlinkOnClose(false) // as it is by default for one from a file
 	}
 	return ln, err
 }
 
 // packetConn returns a net.PacketConn over a duplicate, for the caller to
-// close; d stays as it is. The socket becomes non-blocking.
+// close; d stays as it is. The socket becomes non-blocking, as with listener.
 func (d *descriptor) packetConn() (net.PacketConn, error) {
-	f, err := d.pollable()
+	f, err := d.file("socket")
 	if err != nil {
 		return nil, err
 	}
-	pc, err := net.FilePacketConn(f) // duplicates again
+	pc, err := net.FilePacketConn(f) // duplicates again, and sets O_NONBLOCK
 	if cerr := f.Close(); err == nil && cerr != nil {
 		_ = pc.Close()
 		return nil, cerr
 	}
 	return pc, err
-}
-
-func (d *descriptor) pollable() (*os.File, error) {
-	if err := d.setNonblock(); err != nil {
-		return nil, err
-	}
-	return d.file("socket")
 }
 
 // acceptNow accepts a connection that is in the queue of the listener c, also
