@@ -32,6 +32,35 @@ var (
 	ErrTruncated = errors.New("message truncated (larger than a frame, or RLIMIT_NOFILE reached: raise it)")
 )
 
+// What the end of a Process, or of an attempt to start one, is due to.
+var (
+	// ErrIncumbent: Takeover is Never, and somebody serves.
+	ErrIncumbent = errors.New("an incumbent serves already (stop it, or start with another takeover mode)")
+
+	// ErrRefused: the incumbent said no, for the reason that follows.
+	ErrRefused = errors.New("the incumbent refused this successor")
+
+	// ErrRevoked: the incumbent took the sockets back, before or after this
+	// process served.
+	ErrRevoked = errors.New("revoked by the incumbent")
+
+	// ErrSilent: somebody holds the control socket and says nothing. It is
+	// never taken for dead.
+	ErrSilent = errors.New("the incumbent is connected but says nothing (it may be stopped or hung: look at that process, and end it if it stays so)")
+
+	// ErrProtocol: the peer said or sent something that has no place there.
+	ErrProtocol = errors.New("the peer broke the protocol (is it another program, or a version with a bug?)")
+
+	// ErrStopped: this process was told to stop before it served.
+	ErrStopped = errors.New("stopped before it served")
+
+	// ErrNotServing: Listen or File of a Process that has ended its part.
+	ErrNotServing = errors.New("this process no longer serves")
+
+	// ErrForeignNetns: a socket of another network namespace was offered.
+	ErrForeignNetns = errors.New("the socket belongs to another network namespace (incumbent and successor must share one: the host's, or one container's for both)")
+)
+
 // OpError says during which operation, and at which path or address, Err
 // happened.
 type OpError struct {

@@ -1,0 +1,83 @@
+package main
+
+import (
+	"bytes"
+	"os"
+	"path/filepath"
+	"strings"
+	"testing"
+	"time"
+
+	"github.com/stretchr/testify/require"
+
+	"github.com/fdhandoff/handoff/handoff"
+)
+
+func TestParse(t *testing.T) {
+	t.Setenv(handoff.EnvSocket, "/run/env")
+	var out bytes.Buffer
+	o, err := parse(strings.Fields("--http :8080 --http web=127.0.0.1:0 --http unix:/run/a=b --http api=unix:/run/api --http [::1]:80 "+
+		"--label v1 --takeover standby --ready-timeout 1s --probation 0s --drain-timeout 2m --log-format json"), &out)
+	require.NoError(t, err)
+	require.Equal(t, handoff.Config{
+		Socket: "/run/env", Label: "v1", Takeover: handoff.Standby,
+		ReadyTimeout: time.Second, Probation: -1, DrainTimeout: 2 * time.Minute,
+	}, o.config)
+	require.Equal(t, []handoff.Socket{
+		{Name: ":8080", Network: "tcp", Address: ":8080"},
+		{Name: "web", Network: "tcp", Address: "127.0.0.1:0"},
+		{Name: "unix:/run/a=b", Network: "unix", Address: "/run/a=b"},
+		{Name: "api", Network: "unix", Address: "/run/api"},
+		{Name: "[::1]:80", Network: "tcp", Address: "[::1]:80"},
+	}, o.listen)
+	require.Equal(t, "json", o.logFormat)
+	require.Empty(t, out.String())
+}
+
+func TestUsageErrors(t *testing.T) {
+	t.Setenv(handoff.EnvSocket, "")
+	for _, tc := range []struct{ args, want string }{
+		{"--http :0", "--socket is missing"},
+		{"--socket s", "--http is missing"},
+		{"--socket s --http 8080", "host:port"},
+		{"--socket s --http =:80", "name before ="},
+		{"--socket s --http unix:", "needs a path"},
+		{"--socket s --http a=:1 --http a=:2", "used twice"},
+		{"--socket s --http :1 extra", `"extra"`},
+		{"--socket s --http :1 --takeover later", "later"},
+		{"--socket s --http :1 --log-format xml", "xml"},
+		{"--socket s --http :1 --probation -1s", "too short"},
+		{"--socket s --http :1 --ready-timeout 0", "too short"},
+		{"--socket s --http :1 --no-such-flag", "no-such-flag"},
+	} {
+		t.Run(tc.args, func(t *testing.T) {
+			var out, errs bytes.Buffer
+			require.Equal(t, exitUsage, run(strings.Fields(tc.args), &out, &errs))
+			require.Contains(t, errs.String(), tc.want)
+			require.Contains(t, errs.String(), "server: error: ")
+			require.Contains(t, errs.String(), "server: hint: ")
+			require.Empty(t, out.String())
+		})
+	}
+}
+
+func TestHelpAndVersion(t *testing.T) {
+	var out, errs bytes.Buffer
+	require.Equal(t, exitDone, run([]string{"--help"}, &out, &errs))
+	for _, word := range []string{"Usage:", "Examples:", "Exit codes:", "--takeover", "--drain-timeout"} {
+		require.Contains(t, out.String(), word)
+	}
+	out.Reset()
+	require.Equal(t, exitDone, run([]string{"--version"}, &out, &errs))
+	require.True(t, strings.HasPrefix(out.String(), "server "))
+	require.Empty(t, errs.String())
+}
+
+func TestStartThatFails(t *testing.T) {
+	path := filepath.Join(t.TempDir(), "taken")
+	require.NoError(t, os.WriteFile(path, nil, 0o600))
+	var out, errs bytes.Buffer
+	require.Equal(t, exitFailed, run([]string{"--socket", path, "--http", "127.0.0.1:0"}, &out, &errs))
+	require.Contains(t, errs.String(), path)
+	require.Contains(t, errs.String(), handoff.ErrNotSocket.Error())
+}
