@@ -326,8 +326,11 @@ func (f *fake) linkEnded(request string) {
 func (f *fake) handover(request string) any {
 	for _, g := range f.st.Generations {
 		if g.State == "standby" && g.Takeover == "standby" {
+			if request == "" {
+				request = g.Request
+			}
+			f.find(g.Request).Request = request
 			f.setOutcome(request, "standby", "")
-			g.Request, f.find(g.Request).Request = request, request
 			f.commit(request)
 			return map[string]any{"type": "ok", "generation": g.Generation, "request": request}
 		}
@@ -370,6 +373,7 @@ func fakeServer() {
 			fmt.Println(err)
 			os.Exit(1)
 		}
+		f.update(func(*handoff.Status) { f.setOutcome(request, "serving", "") })
 		f.wg.Wait() // until stop
 		return
 	}

@@ -66,12 +66,6 @@ func newFake(t *testing.T, sc script) (*fake, string) {
 }
 
 func TestScripts(t *testing.T) {
-	var fakes []*fake
-	t.Cleanup(func() {
-		for _, f := range fakes {
-			f.close()
-		}
-	})
 	testscript.Run(t, testscript.Params{
 		Dir: "testdata",
 		Setup: func(env *testscript.Env) error {
@@ -80,7 +74,7 @@ func TestScripts(t *testing.T) {
 			if err != nil {
 				return err
 			}
-			fakes = append(fakes, f)
+			env.Defer(f.close)
 			f.update(func(st *handoff.Status) {
 				now := time.Now()
 				st.Generations = []handoff.GenerationStatus{
