@@ -50,10 +50,6 @@ type failure struct {
 func (f *failure) Error() string { return f.text }
 func (f *failure) Unwrap() error { return f.err }
 
-func usagef(format string, args ...any) *failure {
-	return &failure{code: exitUsage, text: fmt.Sprintf(format, args...)}
-}
-
 // causes maps what the client reports to an exit code and a remedy. The first
 // that matches counts.
 var causes = []struct {

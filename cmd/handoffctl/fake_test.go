@@ -6,6 +6,7 @@ import (
 	"fmt"
 	"net"
 	"os"
+	"strings"
 	"sync"
 	"syscall"
 	"time"
@@ -17,8 +18,9 @@ import (
 // test_hello. Its frames are written down here by hand, so that a change of the
 // client's is noticed.
 type fake struct {
-	ln *net.UnixListener
-	wg sync.WaitGroup
+	ln      *net.UnixListener
+	wg      sync.WaitGroup
+	stopped chan struct{} // closed when it accepts no more
 
 	mu      sync.Mutex
 	changed chan struct{} // closed at the next change
@@ -59,7 +61,7 @@ func startFake(path string, first handoff.GenerationStatus, sc script) (*fake, e
 		return nil, err
 	}
 	f := &fake{
-		ln: ln, changed: make(chan struct{}), conns: map[*net.UnixConn]bool{}, links: map[string]*net.UnixConn{}, script: sc,
+		ln: ln, stopped: make(chan struct{}), changed: make(chan struct{}), conns: map[*net.UnixConn]bool{}, links: map[string]*net.UnixConn{}, script: sc,
 		st: handoff.Status{
 			Schema: 1, Socket: path, Instance: fmt.Sprintf("%p-%d", ln, first.Generation), Revision: 1,
 			Generation: first.Generation, PID: first.PID, Generations: []handoff.GenerationStatus{first},
@@ -70,6 +72,7 @@ func startFake(path string, first handoff.GenerationStatus, sc script) (*fake, e
 }
 
 func (f *fake) accept() {
+	defer close(f.stopped)
 	for {
 		c, err := f.ln.AcceptUnix()
 		if err != nil {
@@ -151,13 +154,15 @@ func (f *fake) serve(c *net.UnixConn) {
 		}
 		silent := f.silent
 		answer := f.answer(q)
+		reply, err := json.Marshal(answer)
 		f.mu.Unlock()
 		if answer == nil || silent {
 			continue
 		}
-		if b, err := json.Marshal(answer); err != nil {
+		if err != nil {
 			return
-		} else if _, err := c.Write(b); err != nil {
+		}
+		if _, err := c.Write(reply); err != nil {
 			return
 		}
 	}
@@ -195,7 +200,10 @@ func (f *fake) answer(q fakeFrame) any {
 		f.wg.Go(func() { f.ln.Close() })
 		return map[string]any{"type": "ok", "generation": f.st.Generation}
 	case "test_hello":
-		return f.hello(q)
+		if refused := f.hello(q); refused != nil {
+			return refused
+		}
+		return map[string]any{"type": "welcome"}
 	}
 	return no("unknown_type", "unknown type", "")
 }
@@ -326,8 +334,11 @@ func (f *fake) linkEnded(request string) {
 func (f *fake) handover(request string) any {
 	for _, g := range f.st.Generations {
 		if g.State == "standby" && g.Takeover == "standby" {
+			if request == "" {
+				request = g.Request
+			}
+			f.find(g.Request).Request = request
 			f.setOutcome(request, "standby", "")
-			g.Request, f.find(g.Request).Request = request, request
 			f.commit(request)
 			return map[string]any{"type": "ok", "generation": g.Generation, "request": request}
 		}
@@ -355,7 +366,7 @@ func (f *fake) withdraw(request string) any {
 
 // fakeServer is CMD in the tests: it takes over from the fake at HANDOFF_SOCKET
 // or, where nobody is, becomes one. Arguments: the mode, and what to do after
-// the hello: "stay", "die" (exit 3), or "deaf" (ignore SIGTERM, hang).
+// it was welcomed: "stay" or "die" (exit 3).
 func fakeServer() {
 	socket, request := os.Getenv("HANDOFF_SOCKET"), os.Getenv("HANDOFF_REQUEST")
 	stdin, _ := os.Readlink("/proc/self/fd/0")
@@ -370,7 +381,9 @@ func fakeServer() {
 			fmt.Println(err)
 			os.Exit(1)
 		}
-		f.wg.Wait() // until stop
+		f.update(func(*handoff.Status) { f.setOutcome(request, "serving", "") })
+		<-f.stopped
+		f.close() // which ends its successors too
 		return
 	}
 	if err != nil {
@@ -381,9 +394,14 @@ func fakeServer() {
 	if _, err := c.Write(hello); err != nil {
 		os.Exit(1)
 	}
+	b := make([]byte, 1000)
+	if n, err := c.Read(b); err != nil || !strings.Contains(string(b[:n]), "welcome") {
+		fmt.Println("refused")
+		os.Exit(1)
+	}
 	if os.Args[2] == "die" {
 		fmt.Println("panic: no\x1b[31m configuration")
 		os.Exit(3)
 	}
-	_, _ = c.Read(make([]byte, 1)) // until the fake ends or refuses
+	_, _ = c.Read(b) // until the fake ends
 }

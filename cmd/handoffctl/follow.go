@@ -22,6 +22,7 @@ type follower struct {
 	c    *handoff.Client
 	last *handoff.Status // nil while nobody answers
 	seen bool            // somebody was there at some time
+	mute bool            // somebody was there at the last look, and did not answer
 }
 
 // next returns the next status that differs from the last one. It waits for
@@ -50,8 +51,14 @@ func (f *follower) next(ctx context.Context) (*handoff.Status, error) {
 	}
 }
 
-// until waits until done says true of a status.
+// until waits until done says true of a status, the one known already included.
+// done is asked about nil where nobody answers.
 func (f *follower) until(ctx context.Context, done func(*handoff.Status) (bool, error)) error {
+	if f.last != nil {
+		if ok, err := done(f.last); ok || err != nil {
+			return err
+		}
+	}
 	for {
 		st, err := f.next(ctx)
 		if ctx.Err() != nil {
@@ -80,7 +87,8 @@ func (f *follower) look(ctx context.Context) *handoff.Status {
 	st, err := f.c.Status(ctx)
 	f.last = st
 	// Whoever is silent or refuses is there all the same.
-	f.seen = f.seen || !errors.Is(err, handoff.ErrNobody)
+	f.mute = err != nil && !errors.Is(err, handoff.ErrNobody)
+	f.seen = f.seen || f.mute || st != nil
 	return st
 }
 
@@ -111,4 +119,9 @@ func (f *follower) stopped(ctx context.Context, timeout time.Duration, aim strin
 	}
 }
 
-func (f *follower) who() string { return whoServes(f.last) }
+func (f *follower) who() string {
+	if f.last == nil && f.mute {
+		return "the process at the socket does not answer"
+	}
+	return whoServes(f.last)
+}

@@ -66,12 +66,6 @@ func newFake(t *testing.T, sc script) (*fake, string) {
 }
 
 func TestScripts(t *testing.T) {
-	var fakes []*fake
-	t.Cleanup(func() {
-		for _, f := range fakes {
-			f.close()
-		}
-	})
 	testscript.Run(t, testscript.Params{
 		Dir: "testdata",
 		Setup: func(env *testscript.Env) error {
@@ -80,15 +74,20 @@ func TestScripts(t *testing.T) {
 			if err != nil {
 				return err
 			}
-			fakes = append(fakes, f)
+			env.Defer(f.close)
+			env.Defer(func() { // whatever a script that failed left behind
+				ctx, cancel := context.WithTimeout(context.Background(), time.Second)
+				defer cancel()
+				_, _ = (&handoff.Client{Socket: filepath.Join(env.WorkDir, "first")}).Stop(ctx)
+			})
 			f.update(func(st *handoff.Status) {
-				now := time.Now()
+				ended := time.Now().Add(-3*time.Hour - 10*time.Minute)
 				st.Generations = []handoff.GenerationStatus{
 					{Generation: 7, State: "draining", PID: 11, Label: "v\x1b[31m1", Sockets: 2, AgeSeconds: 7500, Open: map[string]int{"idle": 5, "active": 2, "h2": 0}, LeftSeconds: 28},
 					{Generation: 8, State: "serving", PID: 12, Label: "v2", Sockets: 3, AgeSeconds: 3.21, Unclaimed: []string{"old"}},
 					{Generation: 9, State: "standby", Takeover: "spare"},
 				}
-				st.Last = &handoff.HandoffStatus{ID: "h", From: 7, To: 8, Outcome: "rolled_back", Reason: "died", Time: now, Cut: map[string]int{"hijacked": 3}}
+				st.Last = &handoff.HandoffStatus{ID: "h", From: 7, To: 8, Outcome: "rolled_back", Reason: "died", Time: ended, Cut: map[string]int{"hijacked": 3}}
 			})
 			env.Setenv("TMPDIR", env.WorkDir)
 			return nil

@@ -206,13 +206,14 @@ func whoServes(st *handoff.Status) string {
 		return "nobody answers at the socket now"
 	}
 	var parts []string
-	if len(inState(st, isState("serving"))) == 0 {
+	for _, g := range inState(st, isState("serving")) {
+		parts = append(parts, name(g)+" serves")
+	}
+	if len(parts) == 0 {
 		parts = append(parts, "no generation serves")
 	}
 	for _, g := range st.Generations {
 		switch {
-		case g.State == "serving":
-			parts = append(parts, name(g)+" serves")
 		case g.State == "parked":
 			parts = append(parts, name(g)+" can still take back")
 		case g.State == "releasing":

@@ -45,6 +45,8 @@ func newRoot(a *app) *cobra.Command {
 		SilenceErrors:     true,
 		SilenceUsage:      true,
 		CompletionOptions: cobra.CompletionOptions{DisableDefaultCmd: true},
+
+		SuggestionsMinimumDistance: 2,
 	}
 	f := root.PersistentFlags()
 	f.StringVar(&a.socket, "socket", "", "`PATH` of the service's control socket (default $HANDOFF_SOCKET)")
@@ -125,10 +127,10 @@ func newHelp(root *cobra.Command) *cobra.Command {
   handoffctl upgrade --help`,
 		RunE: func(_ *cobra.Command, args []string) error {
 			cmd, rest, err := root.Find(args)
-			if err != nil {
+			if err != nil || cmd == root && len(rest) > 0 {
 				return unknownCommand(root, args)
 			}
-			if cmd != root && len(rest) > 0 {
+			if len(rest) > 0 {
 				return noArgs(cmd, rest)
 			}
 			cmd.InitDefaultHelpFlag()

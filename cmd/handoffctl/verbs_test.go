@@ -39,7 +39,7 @@ func TestHandover(t *testing.T) {
 		},
 		{
 			name: "time runs out in probation", script: script{upTo: "committed"}, status: standby, args: []string{"--timeout=200ms"},
-			code: exitUnknown, stderr: "time ran out after 200ms, not released yet: generation 1 .*can still take back; generation 2 .*serves\n", verbs: []string{"handover "},
+			code: exitUnknown, stderr: "time ran out after 200ms, not released yet: generation 2 .*serves; generation 1 .*can still take back\n", verbs: []string{"handover "},
 		},
 		{
 			name: "rolled back", script: script{upTo: "committed", then: "rolled_back"}, status: standby,

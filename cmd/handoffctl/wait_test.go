@@ -77,7 +77,7 @@ func TestWaitEndsWithout(t *testing.T) {
 			},
 		},
 		{
-			name: "somebody silent", code: exitUnknown, stderr: "nobody answers",
+			name: "somebody silent", code: exitUnknown, stderr: "the process at the socket does not answer\n",
 			start: func(t *testing.T, path string) {
 				ln, err := net.ListenUnix("unixpacket", &net.UnixAddr{Name: path, Net: "unixpacket"})
 				require.NoError(t, err)
