@@ -150,6 +150,30 @@ func (c *Client) Stop(ctx context.Context) (Answer, error) {
 	return c.verb(ctx, &frame{Type: msgStop}, false)
 }
 
+// StopAndWait is Stop, and returns when that process's part is over. If ctx ends
+// first the error is ctx's and the Answer, if it came, is returned too: the
+// process goes on stopping.
+func (c *Client) StopAndWait(ctx context.Context) (Answer, error) {
+	conn, err := dialOperator(ctx, c.Socket, c.AllowUIDs)
+	if err != nil {
+		return Answer{}, c.fail("stop", err)
+	}
+	defer conn.Close()
+	f, err := conn.question(ctx, &frame{Type: msgStop}, msgOK)
+	if err != nil {
+		return Answer{}, c.fail("stop", err)
+	}
+	// The path is free long before a plain stop has drained. The connection
+	// ends when the process does.
+	for err == nil {
+		_, err = conn.next(ctx)
+	}
+	if !errors.Is(err, ErrNoAnswer) {
+		return answerOf(f), c.fail("stop", err)
+	}
+	return answerOf(f), nil
+}
+
 // Withdraw takes a request back before it is committed: its successor is sent
 // away, and refused however late it comes. It may be repeated. After commit the
 // answer is a RemoteError with CodeNotNow.
@@ -162,7 +186,11 @@ func (c *Client) verb(ctx context.Context, ask *frame, again bool) (Answer, erro
 	if err != nil {
 		return Answer{}, err
 	}
-	return Answer{Already: f.Already, Generation: f.Generation, Request: f.Request, Text: f.Text}, nil
+	return answerOf(f), nil
+}
+
+func answerOf(f *frame) Answer {
+	return Answer{Already: f.Already, Generation: f.Generation, Request: f.Request, Text: f.Text}
 }
 
 // call puts one question and returns the answer, which is of type want. again
@@ -191,16 +219,21 @@ func mayRepeat(err error, lost bool) bool {
 }
 
 func (c *Client) once(ctx context.Context, ask *frame, want msgType) (*frame, error) {
-	b, err := ask.encode()
-	if err != nil {
-		return nil, err
-	}
 	conn, err := dialOperator(ctx, c.Socket, c.AllowUIDs)
 	if err != nil {
 		return nil, err
 	}
 	defer conn.Close()
-	if b, err = conn.exchange(ctx, b); err != nil {
+	return conn.question(ctx, ask, want)
+}
+
+// question puts one question and reads the answer, which is of type want.
+func (o *operatorConn) question(ctx context.Context, ask *frame, want msgType) (*frame, error) {
+	b, err := ask.encode()
+	if err != nil {
+		return nil, err
+	}
+	if b, err = o.exchange(ctx, b); err != nil {
 		return nil, err
 	}
 	return decodeAnswer(b, want)

@@ -41,7 +41,7 @@ func checkClientLeak(t *testing.T) {
 // its steps; the last one is repeated.
 type operatorScript []func(c *net.UnixConn, asked string)
 
-func say(s string) func(*net.UnixConn, string) {
+func utter(s string) func(*net.UnixConn, string) {
 	return func(c *net.UnixConn, _ string) { _, _ = c.Write([]byte(s)) }
 }
 
@@ -135,7 +135,7 @@ func TestClientAsks(t *testing.T) {
 	for _, tt := range tests {
 		t.Run(tt.name, func(t *testing.T) {
 			checkClientLeak(t)
-			path, asked := serveScript(t, operatorScript{say(tt.reply)})
+			path, asked := serveScript(t, operatorScript{utter(tt.reply)})
 			got, err := tt.call(bounded(t, 10*time.Second), &Client{Socket: path})
 			require.NoError(t, err)
 			require.Equal(t, tt.want, got)
@@ -162,8 +162,8 @@ func TestClientErrors(t *testing.T) {
 	handover := func(ctx context.Context, c *Client) error { _, err := c.Handover(ctx, ""); return err }
 	again := func(ctx context.Context, c *Client) error { _, err := c.Handover(ctx, "id"); return err }
 	no := `{"type":"error","code":"not_now","text":"no","hint":"later"}`
-	busy := say(`{"type":"error","code":"busy","text":"busy"}`)
-	ok := say(`{"type":"ok"}`)
+	busy := utter(`{"type":"error","code":"busy","text":"busy"}`)
+	ok := utter(`{"type":"ok"}`)
 	tests := []struct {
 		name   string
 		call   func(context.Context, *Client) error
@@ -172,19 +172,19 @@ func TestClientErrors(t *testing.T) {
 		want   error // nil: none
 		asked  int   // 0: does not matter
 	}{
-		{name: "refused", call: handover, script: operatorScript{say(no)}, want: &RemoteError{Code: "not_now", Text: "no", Hint: "later"}, asked: 1},
+		{name: "refused", call: handover, script: operatorScript{utter(no)}, want: &RemoteError{Code: "not_now", Text: "no", Hint: "later"}, asked: 1},
 		{name: "busy is asked again", call: handover, script: operatorScript{busy, busy, ok}, asked: 3},
 		{name: "busy for ever", call: handover, script: operatorScript{busy}, time: 100 * time.Millisecond, want: &RemoteError{Code: "busy", Text: "busy"}},
-		{name: "a question is repeated", call: status, script: operatorScript{hangUp, hangUp, say(someStatus)}, asked: 3},
+		{name: "a question is repeated", call: status, script: operatorScript{hangUp, hangUp, utter(someStatus)}, asked: 3},
 		{name: "a verb is not", call: handover, script: operatorScript{hangUp, ok}, want: ErrNoAnswer, asked: 1},
 		{name: "a verb with an id is", call: again, script: operatorScript{hangUp, ok}, asked: 2},
 		{name: "never an answer", call: status, script: operatorScript{hangUp}, time: 100 * time.Millisecond, want: ErrNoAnswer},
-		{name: "not JSON", call: status, script: operatorScript{say("HTTP/1.1 400 Bad Request")}, want: ErrBadAnswer, asked: 1},
-		{name: "of another type", call: handover, script: operatorScript{say(someStatus)}, want: ErrBadAnswer, asked: 1},
-		{name: "of an unknown type", call: handover, script: operatorScript{say(`{"type":"yes"}`)}, want: ErrBadAnswer, asked: 1},
-		{name: "without a status", call: status, script: operatorScript{say(`{"type":"status"}`)}, want: ErrBadAnswer, asked: 1},
-		{name: "of a newer schema", call: status, script: operatorScript{say(`{"type":"status","status":{"schema":2}}`)}, want: ErrBadAnswer, asked: 1},
-		{name: "too long", call: status, script: operatorScript{say(`{"type":"status","text":"` + strings.Repeat("x", maxFrame) + `"}`)}, want: ErrBadAnswer, asked: 1},
+		{name: "not JSON", call: status, script: operatorScript{utter("HTTP/1.1 400 Bad Request")}, want: ErrBadAnswer, asked: 1},
+		{name: "of another type", call: handover, script: operatorScript{utter(someStatus)}, want: ErrBadAnswer, asked: 1},
+		{name: "of an unknown type", call: handover, script: operatorScript{utter(`{"type":"yes"}`)}, want: ErrBadAnswer, asked: 1},
+		{name: "without a status", call: status, script: operatorScript{utter(`{"type":"status"}`)}, want: ErrBadAnswer, asked: 1},
+		{name: "of a newer schema", call: status, script: operatorScript{utter(`{"type":"status","status":{"schema":2}}`)}, want: ErrBadAnswer, asked: 1},
+		{name: "too long", call: status, script: operatorScript{utter(`{"type":"status","text":"` + strings.Repeat("x", maxFrame) + `"}`)}, want: ErrBadAnswer, asked: 1},
 		{
 			name: "silent", call: status, time: 100 * time.Millisecond, want: context.DeadlineExceeded, asked: 1,
 			script: operatorScript{func(c *net.UnixConn, _ string) { _, _ = c.Read(make([]byte, 1)) }},
@@ -332,15 +332,15 @@ func TestClientSockets(t *testing.T) {
 	require.Equal(t, 129, all[129].Index)
 	require.Len(t, asked(), 3)
 
-	path, _ = serveScript(t, operatorScript{say(`{"type":"socket_list","total":130}`)})
+	path, _ = serveScript(t, operatorScript{utter(`{"type":"socket_list","total":130}`)})
 	_, err = (&Client{Socket: path}).Sockets(bounded(t, 10*time.Second))
 	require.ErrorIs(t, err, ErrBadAnswer, "a list that never ends")
 }
 
 func TestClientWatch(t *testing.T) {
 	checkClientLeak(t)
-	same := say(someStatus)
-	other := say(strings.Replace(someStatus, `"a"`, `"b"`, 1))
+	same := utter(someStatus)
+	other := utter(strings.Replace(someStatus, `"a"`, `"b"`, 1))
 	path, asked := serveScript(t, operatorScript{same, hangUp, same, other})
 	c := &Client{Socket: path}
 	ctx := bounded(t, 20*time.Second)
@@ -362,7 +362,7 @@ func TestClientWatch(t *testing.T) {
 
 func TestClientWatchEnds(t *testing.T) {
 	checkClientLeak(t)
-	path, _ := serveScript(t, operatorScript{say(someStatus)})
+	path, _ := serveScript(t, operatorScript{utter(someStatus)})
 	after := &Status{Instance: "a", Revision: 7}
 	_, err := (&Client{Socket: path}).Watch(bounded(t, 50*time.Millisecond), after)
 	require.ErrorIs(t, err, context.DeadlineExceeded)

@@ -234,6 +234,10 @@ func (p *Process) sendFrame(a action) {
 	case msgRevoke:
 		f.Text = revokeText(a.why)
 		p.Logger().Warn("the successor is told to stop", "reason", string(a.why), "successor_pid", l.peer.PID)
+	case msgBye:
+		p.mu.Lock()
+		f.Cut = p.report.Cut
+		p.mu.Unlock()
 	case msgDraining:
 		f.Self, f.Older = p.self(), p.living.older()
 	}

@@ -129,6 +129,9 @@ type frame struct {
 	N        int            `json:"n,omitempty"` // got: descriptors received; ready: sockets claimed
 	Rejected []rejection    `json:"rejected,omitempty"`
 
+	// bye
+	Cut map[string]int `json:"cut,omitempty"` // connections cut at the drain deadline, by kind
+
 	// draining, register
 	Self  *GenerationStatus  `json:"self,omitempty"`
 	Older []GenerationStatus `json:"older,omitempty"`

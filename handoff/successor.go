@@ -161,6 +161,10 @@ func (p *Process) fromElder(l *link, f *frame, fds []*descriptor) error {
 		}
 	case msgDraining:
 		p.living.report(l, f)
+	case msgBye:
+		if p.last != nil && p.last.From == l.number {
+			p.last.Cut = f.Cut
+		}
 	}
 	return nil
 }

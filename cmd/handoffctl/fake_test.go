@@ -165,6 +165,9 @@ func (f *fake) serve(c *net.UnixConn) {
 		if _, err := c.Write(reply); err != nil {
 			return
 		}
+		if q.Type == "stop" {
+			return // the process ends, and its connections with it
+		}
 	}
 }
 
@@ -197,7 +200,7 @@ func (f *fake) answer(q fakeFrame) any {
 		}
 		return no("not_now", "nothing can be taken back", "")
 	case "stop":
-		f.wg.Go(func() { f.ln.Close() })
+		f.ln.Close()
 		return map[string]any{"type": "ok", "generation": f.st.Generation}
 	case "test_hello":
 		if refused := f.hello(q); refused != nil {

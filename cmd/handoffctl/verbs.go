@@ -212,8 +212,7 @@ func newStop(a *app) *cobra.Command {
 		Use:   "stop",
 		Short: "Stop the process that answers, and wait until it is gone",
 		Long: `It does what SIGTERM does: with a standby it hands over, and otherwise it
-drains and ends. It counts as gone when it is no longer in status, or nobody
-answers any more.`,
+drains and ends.`,
 		Example: `  handoffctl stop
   handoffctl stop --wait=accepted
   handoffctl stop --timeout 5m --json`,
@@ -242,7 +241,14 @@ func (a *app) stopAndWait(ctx context.Context, f *follower, r *result, wait stri
 		return err
 	}
 	f.last, f.seen = st, true
-	answer, err := f.c.Stop(ctx)
+	stop := f.c.StopAndWait
+	if wait == waitAccepted {
+		stop = f.c.Stop
+	}
+	answer, err := stop(ctx)
+	if ctx.Err() != nil && errors.Is(err, ctx.Err()) && answer != (handoff.Answer{}) {
+		return f.stopped(ctx, a.timeout, fmt.Sprintf("generation %d is not gone yet", answer.Generation))
+	}
 	if errors.Is(err, handoff.ErrNoAnswer) && !lives(f.look(ctx), st.Generation) {
 		err = nil // it took the answer with it
 	}
@@ -257,15 +263,7 @@ func (a *app) stopAndWait(ctx context.Context, f *follower, r *result, wait stri
 		r.Text = fmt.Sprintf("accepted: generation %d stops", r.Generation)
 		return nil
 	}
-	err = f.until(ctx, func(st *handoff.Status) (bool, error) {
-		return !lives(st, r.Generation), nil
-	})
-	if ctx.Err() != nil && errors.Is(err, ctx.Err()) {
-		return f.stopped(ctx, a.timeout, fmt.Sprintf("generation %d is not gone yet", r.Generation))
-	}
-	if err != nil {
-		return err
-	}
+	f.look(ctx)
 	r.Outcome = waitDrained
 	r.Text = fmt.Sprintf("generation %d is gone: %s", r.Generation, f.who())
 	return nil
