@@ -85,7 +85,7 @@ func TestWaitEndsWithout(t *testing.T) {
 			},
 		},
 		{
-			name: "another program's socket", code: exitUsage, stderr: "a socket of another kind\n",
+			name: "another program's socket", code: exitUsage, stderr: "a socket of another kind",
 			start: func(t *testing.T, path string) {
 				ln, err := net.Listen("unix", path)
 				require.NoError(t, err)
