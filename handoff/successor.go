@@ -163,7 +163,9 @@ func (p *Process) fromElder(l *link, f *frame, fds []*descriptor) error {
 		p.living.report(l, f)
 	case msgBye:
 		if p.last != nil && p.last.From == l.number {
-			p.last.Cut = f.Cut
+			last := *p.last // the old one may be on its way to an operator
+			last.Cut = f.Cut
+			p.last = &last
 		}
 	}
 	return nil
