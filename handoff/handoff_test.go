@@ -610,3 +610,32 @@ func TestOlderGenerationsStayInTheStatus(t *testing.T) {
 	c.wait(one)
 	c.until("three alone", func() bool { return states() == "3 serving" })
 }
+
+// What the incumbent opens while a standby waits is not in the offer: it is
+// served until release, and then leaves nothing behind.
+func TestSocketOpenedBesideAStandby(t *testing.T) {
+	c := newChain(t)
+	one := c.start("one", probation)
+	greet(one, c.listen(one, "tcp", "127.0.0.1:0"))
+	c.ready(one)
+	two := c.start("two", mode(Standby))
+	c.listen(two, "tcp", "127.0.0.1:0")
+	ready := make(chan error, 1)
+	go func() { ready <- two.Ready(c.ctx) }()
+	c.reach(two, StateStandby)
+	path := filepath.Join(filepath.Dir(c.socket), "late")
+	late := c.listen(one, "unix", path)
+	greet(one, late)
+	_, err := c.client().Handover(c.ctx, "")
+	require.NoError(t, err)
+	require.NoError(t, <-ready)
+	require.Equal(t, "1", asked(t, late.Addr()), "not parked: the successor does not have it")
+	parked := filepath.Join(filepath.Dir(c.socket), "parked")
+	c.listen(one, "unix", parked)
+	one.Stop()
+	c.wait(one)
+	for _, p := range []string{path, parked} {
+		_, err = os.Lstat(p)
+		require.ErrorIs(t, err, os.ErrNotExist)
+	}
+}

@@ -18,6 +18,7 @@ type offer struct {
 	sent  int
 	batch int // items in the batch that is not acknowledged yet
 	took  int // claimed by the successor
+	lacks int // sockets of this process that the successor does not have
 }
 
 // askToSucceed answers a hello: driver-level refusals first, then the machine.
@@ -147,8 +148,9 @@ func (p *Process) reject(list []rejection) error {
 	return nil
 }
 
-// checkOffered marks what this successor does not have: what it rejected is
-// marked already, what was opened since the offer is found here.
+// checkOffered marks what this successor does not have, when it is ready and
+// again at commit: what it rejected is marked already, what was opened since the
+// offer is found here.
 func (p *Process) checkOffered() {
 	p.sockets.mu.Lock()
 	defer p.sockets.mu.Unlock()
@@ -158,14 +160,13 @@ func (p *Process) checkOffered() {
 	}
 	var names []string
 	for _, s := range p.sockets.claimed {
-		if !offered[s] {
-			s.rejected = true
-		}
+		s.rejected = s.rejected || !offered[s]
 		if s.rejected {
 			names = append(names, s.String())
 		}
 	}
-	if len(names) > 0 {
+	if len(names) != p.offer.lacks {
+		p.offer.lacks = len(names)
 		p.Logger().Warn("the successor does not take every socket; these are served here until release, then closed", "unclaimed", clipList(names))
 	}
 }

@@ -212,6 +212,7 @@ func (p *Process) perform(a action) {
 	case actAccept:
 		p.beginServing()
 	case actPark:
+		p.checkOffered()
 		p.sockets.park()
 	case actResume:
 		p.resume(false)

@@ -392,7 +392,7 @@ func (set *socketSet) release() []*listener {
 	var shut []*listener
 	set.end(func(s *socket) {
 		if !s.rejected {
-			s.close(false)
+			s.close(s.deaf) // deaf: opened while parked, nobody else has it
 			return
 		}
 		shut = append(shut, s.shutDown()...)
