@@ -131,6 +131,9 @@ func (p *Process) run() {
 	}
 	p.control.close()
 	p.sockets.stop()
+	for _, l := range p.shut {
+		l.end() // Close does not wait for what is queued
+	}
 	p.changed()
 	close(p.gone)
 	p.control.closeConns()
@@ -203,6 +206,8 @@ func (p *Process) perform(a action) {
 	case actAccept:
 		p.beginServing()
 	case actPark:
+		p.sockets.setServing(false, true)
+		p.markUnoffered() // a standby may have waited for long
 		p.sockets.park()
 	case actResume:
 		p.resume(false)
