@@ -18,7 +18,6 @@ type offer struct {
 	sent  int
 	batch int // items in the batch that is not acknowledged yet
 	took  int // claimed by the successor
-	lacks int // sockets of this process that the successor does not have
 }
 
 // askToSucceed answers a hello: driver-level refusals first, then the machine.
@@ -148,27 +147,29 @@ func (p *Process) reject(list []rejection) error {
 	return nil
 }
 
-// checkOffered marks what this successor does not have, when it is ready and
-// again at commit: what it rejected is marked already, what was opened since the
-// offer is found here.
+// checkOffered says what this successor does not have.
 func (p *Process) checkOffered() {
+	if names := p.markUnoffered(); len(names) > 0 {
+		p.Logger().Warn("the successor does not take every socket; these are served here until release, then closed", "unclaimed", clipList(names))
+	}
+}
+
+// markUnoffered finds what was opened since the offer, and lists all that the
+// successor does not have.
+func (p *Process) markUnoffered() (names []string) {
 	p.sockets.mu.Lock()
 	defer p.sockets.mu.Unlock()
 	offered := map[*socket]bool{}
 	for _, s := range p.offer.owner {
 		offered[s] = true
 	}
-	var names []string
 	for _, s := range p.sockets.claimed {
 		s.rejected = s.rejected || !offered[s]
 		if s.rejected {
 			names = append(names, s.String())
 		}
 	}
-	if len(names) != p.offer.lacks {
-		p.offer.lacks = len(names)
-		p.Logger().Warn("the successor does not take every socket; these are served here until release, then closed", "unclaimed", clipList(names))
-	}
+	return names
 }
 
 // recordOutcome keeps account of how a handoff goes, by request id and as the

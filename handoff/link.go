@@ -206,6 +206,7 @@ func (p *Process) closeLink(s side) {
 		p.elder = nil
 	case sideYounger:
 		p.younger = nil
+		p.sockets.forgetRejected()
 		if p.m.state == StateDraining {
 			p.work.Go(p.register)
 		}

@@ -212,7 +212,8 @@ func (p *Process) perform(a action) {
 	case actAccept:
 		p.beginServing()
 	case actPark:
-		p.checkOffered()
+		p.sockets.setServing(false, true)
+		p.markUnoffered() // a standby may have waited for long
 		p.sockets.park()
 	case actResume:
 		p.resume(false)

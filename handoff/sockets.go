@@ -9,6 +9,8 @@ import (
 	"slices"
 	"strings"
 	"sync"
+
+	"golang.org/x/sys/unix"
 )
 
 // socket is one member of the named set: a socket or file that is handed over.
@@ -32,6 +34,7 @@ type socketSet struct {
 	claimed   []*socket // asked for by the program, in that order
 	unclaimed []*socket // inherited, and not asked for yet
 	serving   bool      // new ones accept at once
+	parked    bool      // new ones too, and are not the successor's
 	closed    bool
 }
 
@@ -184,7 +187,7 @@ func (set *socketSet) match(want Socket, k kind) *socket {
 	for _, byName := range []bool{true, false} {
 		for _, u := range set.unclaimed {
 			it := &u.item
-			if it.Kind != k || it.family() != family(want.Network) || byName != (it.Name == want.Name) {
+			if it.Kind != k || !it.serves(want.Network) || byName != (it.Name == want.Name) {
 				continue
 			}
 			if byName && it.Asked == want.Address || boundTo(want.Network, it.Local, want.Address, byName) {
@@ -193,6 +196,25 @@ func (set *socketSet) match(want Socket, k kind) *socket {
 		}
 	}
 	return nil
+}
+
+// serves says whether the socket takes the clients that network asks for: those
+// of IPv4, of IPv6, or both. Which of them a wildcard takes was decided when it
+// was bound (IPV6_V6ONLY), and its address does not tell.
+func (it *manifestItem) serves(network string) bool {
+	if it.family() != family(network) {
+		return false
+	}
+	if host, _, err := net.SplitHostPort(it.Local); err == nil && net.ParseIP(host).IsUnspecified() {
+		return it.Network == network
+	}
+	switch network[len(network)-1] {
+	case '4':
+		return it.Domain == unix.AF_INET
+	case '6':
+		return it.Domain == unix.AF_INET6
+	}
+	return true
 }
 
 // boundTo says whether a socket bound to local is what listening on address
@@ -234,7 +256,8 @@ func (set *socketSet) enter(all []*socket, giveUp func(*socket)) error {
 		if err := s.refresh(); err != nil {
 			return err
 		}
-		if set.serving {
+		if set.serving || set.parked {
+			s.rejected = set.parked
 			if err := s.accept(); err != nil {
 				return err
 			}
@@ -326,7 +349,7 @@ func (p *Process) giveUp(s *socket) {
 	defer p.sockets.mu.Unlock()
 	if i := slices.Index(p.sockets.claimed, s); i >= 0 {
 		p.sockets.claimed = slices.Delete(p.sockets.claimed, i, i+1)
-		s.closeDescriptor(p.sockets.serving || s.index < 0)
+		s.closeDescriptor(p.sockets.serving || s.rejected || s.index < 0)
 	}
 }
 
@@ -343,21 +366,33 @@ func (set *socketSet) each(f func(*socket) error) error {
 	return errors.Join(errs...)
 }
 
-func (set *socketSet) setServing(yes bool) {
+func (set *socketSet) setServing(serving, parked bool) {
 	set.mu.Lock()
 	defer set.mu.Unlock()
-	set.serving = yes
+	set.serving, set.parked = serving, parked
 }
 
 // accept begins to serve everything.
 func (set *socketSet) accept() error {
-	set.setServing(true)
+	set.setServing(true, false)
 	return set.each((*socket).accept)
+}
+
+// forgetRejected: the successor that did not take them has ended before it was
+// told to serve. After that it is resume that has to know.
+func (set *socketSet) forgetRejected() {
+	set.mu.Lock()
+	defer set.mu.Unlock()
+	if !set.serving {
+		return
+	}
+	for _, s := range set.claimed {
+		s.rejected = false
+	}
 }
 
 // park stops accepting on everything that the successor took.
 func (set *socketSet) park() {
-	set.setServing(false)
 	set.each(func(s *socket) error {
 		if !s.rejected {
 			s.park()
@@ -368,7 +403,7 @@ func (set *socketSet) park() {
 
 // resume accepts again, on exclusive sockets or on the others.
 func (set *socketSet) resume(exclusive bool) error {
-	set.setServing(true)
+	set.setServing(true, false)
 	return set.each(func(s *socket) error {
 		if s.item.Exclusive != exclusive {
 			return nil
@@ -392,7 +427,7 @@ func (set *socketSet) release() []*listener {
 	var shut []*listener
 	set.end(func(s *socket) {
 		if !s.rejected {
-			s.close(s.deaf) // deaf: opened while parked, nobody else has it
+			s.close(false)
 			return
 		}
 		shut = append(shut, s.shutDown()...)
@@ -431,7 +466,7 @@ func (set *socketSet) end(f func(*socket)) {
 	for _, u := range set.unclaimed {
 		u.closeDescriptor(false)
 	}
-	set.claimed, set.unclaimed, set.serving, set.closed = nil, nil, false, true
+	set.claimed, set.unclaimed, set.serving, set.parked, set.closed = nil, nil, false, false, true
 }
 
 // detach lets go of every descriptor and keeps what the program holds, so that
