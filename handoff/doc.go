@@ -43,6 +43,6 @@
 // handoff.go is the public API from top to bottom; machine.go the states;
 // process.go the loop that obeys them; successor.go and incumbent.go the two
 // sides of a link; answer.go what else comes through the control socket;
-// sockets.go and listener.go the named set; scmrights.go and unixsock.go what the
+// sockets.go and claim.go the named set; scmrights.go and unixsock.go what the
 // kernel does; http.go the drain. docs/protocol.md is the same for other languages.
 package handoff

@@ -184,6 +184,13 @@ func (p *Process) register() {
 	}
 }
 
+// dialOwn connects to whoever answers this service's control socket now.
+func (p *Process) dialOwn() (*conn, error) {
+	ctx, cancel := context.WithTimeout(p.life, p.cfg.StepTimeout)
+	defer cancel()
+	return dial(ctx, p.cfg.Socket, p.allow())
+}
+
 func (p *Process) pause() {
 	ctx, cancel := context.WithTimeout(p.life, reportEvery)
 	defer cancel()

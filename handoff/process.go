@@ -6,7 +6,6 @@ import (
 	"errors"
 	"fmt"
 	"log/slog"
-	"maps"
 	"os"
 	"sync"
 	"time"
@@ -369,102 +368,6 @@ func (p *Process) startTimer(kind timerKind) {
 			}
 		})
 	})
-}
-
-// addDrainer makes the Process drain d before it ends. One that comes while it
-// drains already begins at once.
-func (p *Process) addDrainer(d drainer) {
-	p.drainers.Lock()
-	defer p.drainers.Unlock()
-	p.drainers.all = append(p.drainers.all, d)
-	if p.drainers.begun {
-		d.beginDrain(p.drainers.until, p.drainers.plain)
-	}
-}
-
-// openConnections counts what is open, by kind.
-func (p *Process) openConnections() map[string]int {
-	p.drainers.Lock()
-	defer p.drainers.Unlock()
-	sum := map[string]int{}
-	for _, d := range p.drainers.all {
-		for k, n := range d.open() {
-			if n > 0 {
-				sum[k] += n
-			}
-		}
-	}
-	return sum
-}
-
-// beginDrain starts the lame duck of whatever drains, and waits for it elsewhere.
-func (p *Process) beginDrain(plain bool) {
-	p.began = time.Now()
-	p.deadline = p.began.Add(p.cfg.DrainTimeout)
-	until, shut := p.deadline, p.shut
-	p.work.Go(func() {
-		// What was queued on a listener that is shut is accepted first.
-		for _, l := range shut {
-			<-l.done
-		}
-		p.post(p.control.removeIfOwned)
-		p.drain(until, plain)
-	})
-	p.reportDraining()
-}
-
-// drain runs beside run: it blocks.
-func (p *Process) drain(until time.Time, plain bool) {
-	p.drainers.Lock()
-	p.drainers.begun, p.drainers.plain, p.drainers.until = true, plain, until
-	all := append([]drainer(nil), p.drainers.all...)
-	p.drainers.Unlock()
-	opened := p.openConnections()
-	for _, d := range all {
-		d.beginDrain(until, plain)
-	}
-	cut := map[string]int{}
-	deadline := time.NewTimer(time.Until(until))
-	defer deadline.Stop()
-	for _, d := range all {
-		select {
-		case <-d.drained():
-			continue
-		case <-deadline.C:
-			deadline.Reset(0)
-		case <-p.life.Done():
-			return
-		}
-		for k, n := range d.cut() {
-			if n > 0 {
-				cut[k] += n
-			}
-		}
-	}
-	p.post(func() { p.drained(opened, cut) })
-}
-
-// drained: everything has ended or was cut.
-func (p *Process) drained(opened, cut map[string]int) {
-	p.mu.Lock()
-	p.report.Open, p.report.Cut, p.report.Duration = opened, cut, time.Since(p.began)
-	r := p.report
-	p.mu.Unlock()
-	level := slog.LevelInfo
-	if len(cut) > 0 {
-		level = slog.LevelWarn
-	}
-	p.Logger().Log(context.Background(), level, "drained", "open", maps.Clone(r.Open), "cut", maps.Clone(cut), "duration", r.Duration)
-	p.finished = true
-	p.drainedIfDone()
-}
-
-// drainedIfDone ends the drain once the program waits for it too: one that has
-// connections of its own calls Close when they are finished.
-func (p *Process) drainedIfDone() {
-	if p.finished && p.waited {
-		p.feed(event{kind: evDrained})
-	}
 }
 
 // retry: what was tried did not work out for a reason that passes.

@@ -1,0 +1,165 @@
+package handoff
+
+import (
+	"fmt"
+	"time"
+)
+
+// What an operator may ask over the control socket, and what he is answered. An
+// accepted verb is carried out although the operator goes away.
+
+// answerOperator answers one question.
+func (p *Process) answerOperator(f *frame) *frame {
+	var out *frame
+	ok := true
+	switch f.Type {
+	case msgStatus:
+		out, ok = p.answerStatus(f)
+	case msgListSockets:
+		out = p.answerSockets(f)
+	case msgHandover:
+		ok = p.ask(func() { out = p.answerHandover(f.Request) })
+	case msgRollback:
+		ok = p.ask(func() { out = p.answerRollback() })
+	case msgWithdraw:
+		ok = p.ask(func() { out = p.answerWithdraw(f.Request) })
+	case msgStop:
+		out = p.okFrame("stopping")
+	default:
+		out = &frame{Type: msgError, Code: "unknown_type", Text: "this process does not know that question", Hint: "is the tool newer than the server?"}
+	}
+	if !ok {
+		return &frame{Type: msgError, Code: "not_now", Text: "this process has just ended", Hint: "ask again"}
+	}
+	return out
+}
+
+func (p *Process) okFrame(text string) *frame {
+	return &frame{Type: msgOK, Generation: p.Generation(), Text: text}
+}
+
+func refusal(code, text, hint string) *frame {
+	return &frame{Type: msgError, Code: code, Text: clip(text), Hint: hint}
+}
+
+// answerHandover is idempotent: a request id that was seen, or a handover that
+// is under way, is answered with already.
+func (p *Process) answerHandover(id string) *frame {
+	if r, ok := p.ledger.find(id); ok && (r.Outcome == "committed" || r.Outcome == "released" || r.Outcome == "serving") {
+		f := p.okFrame("this request is " + r.Outcome)
+		f.Already, f.Request, f.Generation = true, id, r.Generation
+		return f
+	}
+	before := p.ledger.verb
+	p.ledger.verb = id
+	l := p.younger
+	p.feed(event{kind: evHandover})
+	if p.answer != replyOK {
+		p.ledger.verb = before
+	}
+	switch p.answer {
+	case replyOK, replyAlready:
+		f := p.okFrame("handing over")
+		f.Request, f.Already = id, p.answer == replyAlready
+		if l != nil {
+			f.Generation = l.number
+		}
+		return f
+	case replyNoStandby:
+		return refusal("no_standby", fmt.Sprintf("generation %d serves and no successor is there", p.Generation()), "start the next version first, or use handoffctl upgrade")
+	case replySpare:
+		return refusal("no_standby", "only a spare is there, which waits for the incumbent's death", "start the next version with --takeover standby or auto")
+	}
+	return refusal("not_now", "this process does not serve: it is "+p.m.state.String(), "see handoffctl status")
+}
+
+func (p *Process) answerRollback() *frame {
+	from := p.younger
+	p.feed(event{kind: evRollback})
+	if p.answer == replyOK {
+		f := p.okFrame(fmt.Sprintf("generation %d serves again", p.Generation()))
+		if from != nil {
+			p.Logger().Warn("rolled back by an operator", "from", from.number)
+		}
+		return f
+	}
+	if p.m.state == StateServing && p.younger == nil && p.last != nil && p.last.Outcome == "rolled_back" && p.last.From == p.Generation() {
+		f := p.okFrame(fmt.Sprintf("generation %d was rolled back already", p.last.To))
+		f.Already = true
+		return f
+	}
+	if p.m.state == StateServing && p.younger != nil {
+		return refusal("not_now", "the successor does not serve yet: there is nothing to roll back", "see handoffctl status")
+	}
+	return refusal("not_now", "nothing to roll back: no handoff is in probation", "after release, go back by deploying the older version again")
+}
+
+// answerWithdraw refuses a request before it is committed, however late its
+// hello comes.
+func (p *Process) answerWithdraw(id string) *frame {
+	if id == "" {
+		return refusal("bad_request", "withdraw needs a request id", "")
+	}
+	f := p.okFrame("request " + id + " is withdrawn")
+	f.Request = id
+	if p.ledger.withdrawn(id) {
+		f.Already = true
+		return f
+	}
+	if p.younger != nil && p.younger.peer.Request == id {
+		p.feed(event{kind: evWithdraw})
+		if p.answer != replyOK {
+			return refusal("not_now", "request "+id+" is committed already", "handoffctl rollback takes back during probation")
+		}
+	} else if r, ok := p.ledger.find(id); ok && (r.Outcome == "committed" || r.Outcome == "released" || r.Outcome == "serving") {
+		return refusal("not_now", "request "+id+" is "+r.Outcome+" already", "")
+	}
+	p.ledger.set(RequestStatus{ID: id, Outcome: outcomeWithdrawn, Time: time.Now()})
+	p.changed()
+	return f
+}
+
+// answerStatus answers at once, or when something has changed since what the
+// operator has seen.
+func (p *Process) answerStatus(f *frame) (*frame, bool) {
+	until := time.NewTimer(time.Duration(min(f.WaitMS, maxPollMillis)) * time.Millisecond)
+	defer until.Stop()
+	for expired := false; ; {
+		var s *Status
+		var wake chan struct{}
+		ok := p.ask(func() {
+			s = p.status()
+			if f.After != nil && f.After.Instance == p.instance && f.After.Revision == p.revision && !expired {
+				s, wake = nil, make(chan struct{})
+				p.watchers = append(p.watchers, wake)
+			}
+		})
+		if !ok || s != nil {
+			return &frame{Type: msgStatus, Status: s}, ok
+		}
+		select {
+		case <-wake:
+		case <-until.C:
+			expired = true
+		case <-p.gone:
+			return nil, false
+		}
+	}
+}
+
+// changed wakes whoever watches the status.
+func (p *Process) changed() {
+	p.revision++
+	for _, w := range p.watchers {
+		close(w)
+	}
+	p.watchers = nil
+}
+
+// answerSockets lists one page of the named set.
+func (p *Process) answerSockets(f *frame) *frame {
+	all := p.sockets.list(p.State())
+	first := min(f.Offset, len(all))
+	page := all[first:min(first+socketsPage, len(all))]
+	return &frame{Type: msgSocketList, Total: len(all), Offset: first, List: page}
+}
