@@ -153,8 +153,10 @@ func (p *Process) Listen(ctx context.Context, network, address string) (net.List
 }
 
 // ListenPacket is Listen for packet sockets: udp, udp4, udp6 and unixgram.
-// ReadFrom blocks while this process does not serve; WriteTo works as long as
-// the Process lives.
+// ReadFrom blocks while this process does not serve. WriteTo works also after a
+// handoff, until the Process has ended or the program closes the connection, so
+// that what was read here is answered; not after a plain stop, nor on an
+// exclusive socket that was handed over.
 func (p *Process) ListenPacket(ctx context.Context, network, address string) (net.PacketConn, error) {
 	return p.ListenPacketSocket(ctx, Socket{Network: network, Address: address})
 }

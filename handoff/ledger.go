@@ -42,7 +42,8 @@ func (g *ledger) merge(theirs []RequestStatus) {
 	}
 }
 
-func (g *ledger) list() []RequestStatus { return slices.Clone(g.all) }
+// list is what a frame can carry of it.
+func (g *ledger) list() []RequestStatus { return slices.Clone(newest(g.all, maxRequestsSize)) }
 
 // withdrawn says that a hello with this id comes too late.
 func (g *ledger) withdrawn(id string) bool {

@@ -45,7 +45,7 @@ func (v *living) older() []GenerationStatus {
 	if len(all) > maxOlder {
 		all = all[len(all)-maxOlder:]
 	}
-	return all
+	return newest(all, maxOlderSize)
 }
 
 // self is this process as the status shows it.

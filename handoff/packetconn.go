@@ -12,7 +12,7 @@ import (
 type packetConn struct {
 	mu       sync.Mutex
 	inner    net.PacketConn // nil: does not read
-	held     *descriptor    // the Process's duplicate, for writing while inner is nil; nil once closed
+	held     *descriptor    // the Process's duplicate, for writing while inner is nil; nil once that can't be
 	addr     net.Addr
 	ended    bool
 	deadline struct{ read, write time.Time }
@@ -54,8 +54,14 @@ func (c *packetConn) park() {
 }
 
 func (c *packetConn) end() {
+	c.stopReading()
+	c.change(func() { c.held = nil })
+}
+
+// stopReading ends reading for good.
+func (c *packetConn) stopReading() {
 	c.change(func() {
-		c.ended, c.held = true, nil
+		c.ended = true
 		if c.inner != nil {
 			c.inner.Close()
 			c.inner = nil
@@ -118,7 +124,7 @@ func (c *packetConn) WriteTo(b []byte, to net.Addr) (int, error) {
 	if inner != nil {
 		n, err := inner.WriteTo(b, to)
 		c.mu.Lock()
-		parked := c.inner != inner && !c.ended
+		parked := c.inner != inner
 		held = c.held
 		c.mu.Unlock()
 		if err == nil || !parked {
@@ -144,7 +150,7 @@ func (c *packetConn) opError(op string, err error) error {
 // Close implements net.PacketConn: the program gives the socket up.
 func (c *packetConn) Close() error {
 	c.mu.Lock()
-	ended := c.ended
+	ended := c.ended && c.held == nil
 	c.mu.Unlock()
 	if ended {
 		return net.ErrClosed

@@ -219,7 +219,7 @@ func (p *Process) perform(a action) {
 	case actResumeExclusive:
 		p.resume(true)
 	case actStopAccepting:
-		p.sockets.stop()
+		p.sockets.stopAccepting()
 		p.control.close()
 	case actDropSockets:
 		if p.m.state == StateGone {

@@ -32,6 +32,12 @@ const (
 	maxFileNames  = 256    // names of other descriptors that a hello may ask for
 	socketsPage   = 64     // sockets in one answer to an operator
 	maxPollMillis = 60_000 // an operator's long poll
+	maxListed     = 64     // names or kinds that one generation reports
+
+	// Bytes of JSON in one frame, so that both lists and the rest of a status
+	// fit it whatever was in them.
+	maxOlderSize    = 24 << 10
+	maxRequestsSize = 12 << 10
 )
 
 type msgType uint8
@@ -242,9 +248,12 @@ func (f *frame) check() error {
 			return fmt.Errorf("%s: negative number %d", f.Type, n)
 		}
 	}
-	if f.First+len(f.Sockets) > maxSockets+1 || f.Total > maxSockets+1 || len(f.Sockets) > maxBatch || len(f.Rejected) > maxRejects ||
+	if f.First > maxSockets+1-len(f.Sockets) || f.Total > maxSockets+1 || len(f.Sockets) > maxBatch || len(f.Rejected) > maxRejects ||
 		len(f.Files) > maxFileNames || len(f.Older) > maxOlder || len(f.Requests) > maxRequests {
 		return fmt.Errorf("%s: a list is longer than allowed", f.Type)
+	}
+	if err := f.checkReports(); err != nil {
+		return fmt.Errorf("%s: %w", f.Type, err)
 	}
 	if p := f.Program; p != nil && (len(p.Label) > maxTextLen || len(p.Request) > maxTextLen) {
 		return fmt.Errorf("%s: label or request id is longer than %d bytes", f.Type, maxTextLen)
@@ -260,6 +269,46 @@ func (f *frame) check() error {
 		}
 	}
 	return f.checkType()
+}
+
+// checkReports bounds what is kept, and passed on, of other processes' reports.
+func (f *frame) checkReports() error {
+	var texts []string
+	for _, r := range f.Requests {
+		texts = append(texts, r.ID, r.Outcome, r.Reason)
+	}
+	all := f.Older
+	if f.Self != nil {
+		all = append(slices.Clone(all), *f.Self)
+	}
+	for _, g := range all {
+		if len(g.Unclaimed) > maxListed || len(g.Open) > maxListed {
+			return errors.New("a list is longer than allowed")
+		}
+		texts = append(texts, g.State, g.Takeover, g.Label, g.Request, g.Handoff)
+		texts = append(texts, g.Unclaimed...)
+		for kind := range g.Open {
+			texts = append(texts, kind)
+		}
+	}
+	for _, s := range texts {
+		if len(s) > maxTextLen {
+			return fmt.Errorf("a text in a report is longer than %d bytes", maxTextLen)
+		}
+	}
+	return nil
+}
+
+// newest returns the end of all that takes at most room bytes as JSON.
+func newest[T any](all []T, room int) []T {
+	n := len(all)
+	for ; n > 0; n-- {
+		b, err := json.Marshal(all[n-1])
+		if room -= len(b) + 1; err != nil || room < 0 {
+			break
+		}
+	}
+	return all[n:]
 }
 
 // checkType demands what the frame's type can't do without.

@@ -29,6 +29,7 @@ type socketSet struct {
 	mu        sync.Mutex
 	claimed   []*socket // asked for by the program, in that order
 	unclaimed []*socket // inherited, and not asked for yet
+	writing   []*socket // packet sockets that another process reads now: what was read here is still answered
 	serving   bool      // new ones accept at once
 	parked    bool      // new ones too, and are not the successor's
 	closed    bool
@@ -165,6 +166,10 @@ func (s *socket) closeDescriptor(removeFile bool) {
 func (p *Process) giveUp(s *socket) {
 	p.sockets.mu.Lock()
 	defer p.sockets.mu.Unlock()
+	if i := slices.Index(p.sockets.writing, s); i >= 0 {
+		p.sockets.writing = slices.Delete(p.sockets.writing, i, i+1)
+		s.closeDescriptor(false)
+	}
 	if i := slices.Index(p.sockets.claimed, s); i >= 0 {
 		p.sockets.claimed = slices.Delete(p.sockets.claimed, i, i+1)
 		s.closeDescriptor(p.sockets.serving || s.rejected || s.index < 0)
@@ -238,14 +243,43 @@ func (set *socketSet) resume(exclusive bool) error {
 // of inherited ones are the incumbent's.
 func (set *socketSet) stop() {
 	set.end(func(s *socket) { s.close(s.index < 0) })
+	set.mu.Lock()
+	defer set.mu.Unlock()
+	for _, s := range set.writing {
+		s.close(false)
+	}
+	set.writing = nil
 }
 
-// release closes the copies of what was handed over and shuts what was not.
+// stopAccepting is stop for a process that has answers under way.
+func (set *socketSet) stopAccepting() {
+	set.end(func(s *socket) {
+		if s.index < 0 {
+			s.close(true)
+			return
+		}
+		set.letGo(s)
+	})
+}
+
+// letGo gives up s, which another process serves from here on. A packet socket
+// is kept for the answers to what was read from it, unless it must have one
+// owner. Under mu.
+func (set *socketSet) letGo(s *socket) {
+	if s.packet == nil || s.item.Exclusive {
+		s.close(false)
+		return
+	}
+	s.packet.stopReading()
+	set.writing = append(set.writing, s)
+}
+
+// release lets go of what was handed over and shuts what was not.
 func (set *socketSet) release() []*listener {
 	var shut []*listener
 	set.end(func(s *socket) {
 		if !s.rejected {
-			s.close(false)
+			set.letGo(s)
 			return
 		}
 		shut = append(shut, s.shutDown()...)
