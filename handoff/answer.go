@@ -4,6 +4,7 @@ import (
 	"errors"
 	"fmt"
 	"net"
+	"slices"
 	"sync"
 	"time"
 )
@@ -26,7 +27,12 @@ type controlSocket struct {
 	owned bool         // nobody succeeds this process: the path goes with it
 
 	mu    sync.Mutex
-	conns map[*conn]bool
+	conns []trackedControl // oldest first
+}
+
+type trackedControl struct {
+	c    *conn
+	link bool
 }
 
 // item is the control listener's line in the manifest.
@@ -68,29 +74,48 @@ func (s *controlSocket) removeIfOwned() {
 func (s *controlSocket) closeConns() {
 	s.mu.Lock()
 	defer s.mu.Unlock()
-	for c := range s.conns {
-		c.Close()
+	for _, t := range s.conns {
+		t.c.Close()
 	}
 }
 
-// track keeps c to be closed at the end; false means that there are too many.
-func (s *controlSocket) track(c *conn) bool {
+// track keeps c to be closed at the end. Where too many are open the oldest that
+// is no link makes room, so that nobody who stays connected delays a handoff; an
+// operator's tool asks again.
+func (s *controlSocket) track(c *conn) {
 	s.mu.Lock()
 	defer s.mu.Unlock()
 	if len(s.conns) >= maxConns {
-		return false
+		oldest := slices.IndexFunc(s.conns, func(t trackedControl) bool { return !t.link })
+		if oldest >= 0 {
+			s.conns[oldest].c.Close()
+			s.conns = slices.Delete(s.conns, oldest, oldest+1)
+		} else if len(s.conns) >= 2*maxConns {
+			c.Close() // reports of more generations than can live
+		}
 	}
-	if s.conns == nil {
-		s.conns = map[*conn]bool{}
+	s.conns = append(s.conns, trackedControl{c: c})
+}
+
+// keep says that c has become a link, or carries a generation's reports.
+func (s *controlSocket) keep(c *conn) {
+	s.mu.Lock()
+	defer s.mu.Unlock()
+	if i := s.find(c); i >= 0 {
+		s.conns[i].link = true
 	}
-	s.conns[c] = true
-	return true
+}
+
+func (s *controlSocket) find(c *conn) int {
+	return slices.IndexFunc(s.conns, func(t trackedControl) bool { return t.c == c })
 }
 
 func (s *controlSocket) untrack(c *conn) {
 	s.mu.Lock()
 	defer s.mu.Unlock()
-	delete(s.conns, c)
+	if i := s.find(c); i >= 0 {
+		s.conns = slices.Delete(s.conns, i, i+1)
+	}
 }
 
 // beginAnswering takes over the control socket. Calling listen(2) again keeps
@@ -129,11 +154,7 @@ func (p *Process) answerAll(ln *net.UnixListener) {
 			continue
 		}
 		c := newConn(uc)
-		if !p.control.track(c) {
-			say(c, &frame{Type: msgError, Code: "busy", Text: fmt.Sprintf("%d connections are being answered already", maxConns)})
-			c.Close()
-			continue
-		}
+		p.control.track(c)
 		p.work.Go(func() {
 			defer p.control.untrack(c)
 			p.answerOne(c)
@@ -179,18 +200,24 @@ func (p *Process) answerOne(c *conn) {
 		switch f.Type {
 		case msgHello:
 			c.setReadDeadline(time.Time{})
+			p.control.keep(c)
 			link = p.admitOrNot(c, f)
 			return
 		case msgRegister:
 			c.setReadDeadline(time.Time{})
+			p.control.keep(c)
 			p.hearRegistered(c, f)
 			return
 		}
-		if say(c, p.answerOperator(f)) != nil {
-			return
+		if f.Type == msgError {
+			continue // never answered
 		}
+		err = say(c, p.answerOperator(f))
 		if f.Type == msgStop {
 			p.Stop() // after the answer: this process may be gone at once
+		}
+		if err != nil {
+			return
 		}
 	}
 }

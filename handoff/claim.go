@@ -79,8 +79,11 @@ func bindMissing(ctx context.Context, all []*socket, k kind) error {
 
 // abandon undoes a half-done open.
 func (set *socketSet) abandon(all []*socket) {
+	set.mu.Lock()
+	defer set.mu.Unlock()
 	for _, s := range all {
 		s.close(s.index < 0)
+		set.noteGivenUp(s)
 	}
 }
 

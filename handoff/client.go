@@ -41,11 +41,10 @@ var (
 
 // Codes of a RemoteError that a program may want to tell apart.
 const (
-	CodeNoStandby      = "no_standby"
-	CodeNotNow         = "not_now"
-	CodePermission     = "permission"
-	CodeBusy           = "busy"
-	CodeUnknownRequest = "unknown_request"
+	CodeNoStandby  = "no_standby"
+	CodeNotNow     = "not_now"
+	CodePermission = "permission"
+	CodeBusy       = "busy"
 )
 
 // RemoteError is a no from the process that answers the control socket. What it

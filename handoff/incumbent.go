@@ -13,7 +13,7 @@ import (
 // offer is what the incumbent sends to one successor.
 type offer struct {
 	items []manifestItem
-	send  []*descriptor // duplicates, kept until the successor acknowledged them
+	send  []*descriptor // of each item, the socket's own
 	owner []*socket     // of each item; nil for the control listener
 	sent  int
 	batch int // items in the batch that is not acknowledged yet
@@ -25,7 +25,8 @@ type offer struct {
 func (p *Process) askToSucceed(l *link, f *frame) bool {
 	l.peer, l.mode = *f.Program, f.Mode
 	log := p.Logger().With("successor_pid", l.peer.PID, "successor_label", l.peer.Label, "mode", l.mode.String(), "request", l.peer.Request)
-	if _, ok := negotiate(*f.Versions); !ok {
+	version, ok := negotiate(*f.Versions)
+	if !ok {
 		text := fmt.Sprintf("no common protocol version: you speak %d to %d, the incumbent %d to %d", f.Versions.Min, f.Versions.Max, minVersion, maxVersion)
 		log.Warn("refused a successor", "reason", text)
 		l.send(&frame{Type: msgRefuse, Code: "version", Text: text})
@@ -38,7 +39,7 @@ func (p *Process) askToSucceed(l *link, f *frame) bool {
 		return false
 	}
 	p.m.exclusive = p.sockets.exclusive()
-	p.asker, l.files = l, f.Files
+	p.asker, l.files, l.version = l, f.Files, version
 	p.feed(event{kind: evHello, mode: f.Mode})
 	admitted := p.younger == l
 	p.asker = nil
@@ -64,7 +65,10 @@ func (p *Process) admit() {
 func (p *Process) welcome(f *frame) {
 	l := p.younger
 	me := p.program
-	f.Version, f.Generation, f.Handoff, f.Program = maxVersion, l.number, l.id, &me
+	f.Version, f.Generation, f.Handoff, f.Program = l.version, l.number, l.id, &me
+	f.Deadlines = &deadlines{
+		StepSeconds: p.cfg.StepTimeout.Seconds(), ReadySeconds: p.cfg.ReadyTimeout.Seconds(), ProbationSeconds: p.cfg.Probation.Seconds(),
+	}
 	f.Total, f.Requests = len(p.offer.items), p.ledger.list()
 }
 
@@ -197,6 +201,9 @@ func (p *Process) recordOutcome(out outcome, why reason) {
 		outcome = "withdrawn"
 	}
 	p.ledger.set(RequestStatus{ID: id, Outcome: outcome, Generation: h.To, Reason: string(why), Time: h.Time})
+	if out == outcomeReleased {
+		p.ledger.settle(h.To, outcome)
+	}
 	if l != nil && p.ledger.verb != "" {
 		p.ledger.set(RequestStatus{ID: p.ledger.verb, Outcome: outcome, Generation: h.To, Reason: string(why), Time: h.Time})
 	}

@@ -45,6 +45,16 @@ func (g *ledger) merge(theirs []RequestStatus) {
 // list is what a frame can carry of it.
 func (g *ledger) list() []RequestStatus { return slices.Clone(newest(g.all, maxRequestsSize)) }
 
+// settle gives every request that one generation came with, or was handed over
+// by, the outcome that its handoff has.
+func (g *ledger) settle(generation uint64, outcome string) {
+	for i := range g.all {
+		if r := &g.all[i]; r.Generation == generation && r.Outcome == "committed" {
+			r.Outcome = outcome
+		}
+	}
+}
+
 // withdrawn says that a hello with this id comes too late.
 func (g *ledger) withdrawn(id string) bool {
 	r, ok := g.find(id)

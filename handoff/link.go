@@ -10,19 +10,23 @@ import (
 // link is one end of the connection between an incumbent and its successor. Its
 // reader turns what arrives into functions for run, in the order of arrival.
 type link struct {
-	p      *Process
-	c      *conn
-	side   side // owned by run
-	closed bool // owned by run
-	peer   program
-	mode   Takeover
-	files  []string // names of files that the successor asked for
-	id     string   // of the handoff
-	number uint64   // the other end's generation
+	p       *Process
+	c       *conn
+	side    side // owned by run
+	closed  bool // owned by run
+	peer    program
+	mode    Takeover
+	files   []string // names of files that the successor asked for
+	id      string   // of the handoff
+	version int      // of the protocol, as negotiated
+	number  uint64   // the other end's generation
 }
 
 // errLink is what a frame that can't be believed is reported as.
 var errLink = errors.New("frame out of place")
+
+// errLocal marks what is not the peer's fault.
+var errLocal = errors.New("here")
 
 // read runs until the link ends or is closed.
 func (l *link) read() {
@@ -152,9 +156,18 @@ func (p *Process) badFrame(l *link, err error) {
 	if l.closed {
 		return
 	}
-	p.Logger().Error("the peer broke the protocol", "peer_pid", l.peer.PID, "peer_generation", l.number, "error", err)
-	if l.side == sideElder && p.fault == nil {
-		p.fault = fmt.Errorf("%w: %w", ErrProtocol, err)
+	// What this process can't take is no lie of the peer's.
+	protocol := !errors.Is(err, errLocal) && !errors.Is(err, ErrTruncated) && !errors.Is(err, ErrForeignNetns)
+	what := "the peer broke the protocol"
+	if !protocol {
+		what = "what the peer sent can't be taken"
+	}
+	p.Logger().Error(what, "peer_pid", l.peer.PID, "peer_generation", l.number, "error", err)
+	if l.side == sideElder && p.fault == nil && (p.m.state == StateStarting || p.m.state == StateStandby) {
+		p.fault = err
+		if protocol {
+			p.fault = fmt.Errorf("%w: %w", ErrProtocol, err)
+		}
 	}
 	p.feed(event{kind: evBad, side: l.side})
 }
@@ -182,7 +195,11 @@ func (p *Process) frameArrived(l *link, f *frame, fds []*descriptor) {
 		if f.Code == CodePermission {
 			p.fault = fmt.Errorf("%w: %s", ErrPermission, f.Text)
 		}
-		p.feed(event{kind: evFrame, side: sideElder, msg: msgRefuse})
+		said := msgRefuse
+		if f.Code == CodeBusy {
+			p.fault, p.busy, said = nil, f.Text, msgBusy
+		}
+		p.feed(event{kind: evFrame, side: sideElder, msg: said})
 	case f.Type == msgError:
 		// An error is never answered, and changes nothing.
 		p.Logger().Warn("the peer reports an error", "code", f.Code, "text", f.Text)

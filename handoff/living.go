@@ -115,41 +115,39 @@ func (set *socketSet) count() (n int, unclaimed []string) {
 	return len(set.claimed), clipList(unclaimed)
 }
 
-// list describes the named set to operators.
-func (set *socketSet) list(state State) []SocketInfo {
+// list describes one page of the named set to operators.
+func (set *socketSet) list(state State, first, most int) (page []SocketInfo, total int) {
 	set.mu.Lock()
 	defer set.mu.Unlock()
-	var all []SocketInfo
-	add := func(s *socket, what string) {
-		i := SocketInfo{
-			Index: len(all), Name: s.item.Name, Network: s.item.Network, Address: s.item.Local,
-			Asked: s.item.Asked, Exclusive: s.item.Exclusive, State: what,
-		}
-		if s.d != nil {
-			if facts, err := s.d.facts(); err == nil {
-				i.Inode = facts.inode
-			}
-		}
-		all = append(all, i)
+	all := slices.Concat(set.claimed, set.unclaimed)
+	first = min(first, len(all))
+	for i, s := range all[first:min(first+most, len(all))] {
+		page = append(page, s.info(first+i, state, first+i >= len(set.claimed)))
 	}
-	for _, s := range set.claimed {
-		what := "fresh"
-		switch {
-		case s.item.Kind == kindFile:
-			what = "file"
-		case s.rejected:
-			what = "unclaimed"
-		case state == StateParked || state == StateReleasing:
-			what = "parked"
-		case s.index >= 0:
-			what = "inherited"
+	return page, len(all)
+}
+
+func (s *socket) info(index int, state State, unclaimed bool) SocketInfo {
+	i := SocketInfo{
+		Index: index, Name: s.item.Name, Network: s.item.Network, Address: s.item.Local,
+		Asked: s.item.Asked, Exclusive: s.item.Exclusive, State: "fresh",
+	}
+	if s.d != nil {
+		if facts, err := s.d.facts(); err == nil {
+			i.Inode = facts.inode
 		}
-		add(s, what)
 	}
-	for _, u := range set.unclaimed {
-		add(u, "unclaimed")
+	switch {
+	case unclaimed || s.rejected:
+		i.State = "unclaimed"
+	case s.item.Kind == kindFile:
+		i.State = "file"
+	case state == StateParked || state == StateReleasing:
+		i.State = "parked"
+	case s.index >= 0:
+		i.State = "inherited"
 	}
-	return all
+	return i
 }
 
 // reportDraining tells the successor how the drain goes, again and again.

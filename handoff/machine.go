@@ -144,6 +144,7 @@ const (
 	actRetire                            // the younger link, already told revoke, is only waited for from now on
 	actRetry                             // close what was tried and look for the incumbent again
 	actKill                              // end the elder's process (by pidfd)
+	actReportUnstopped                   // say that a stop was not carried out, because nobody succeeds
 	actReportSilent                      // say that the incumbent is alive but silent
 	actReply                             // answer the operator's verb
 	actOutcome                           // record how the handoff went (outcome, why)
@@ -220,12 +221,13 @@ type machine struct {
 
 	younger     phase
 	youngerMode Takeover
-	revoking    uint8 // revoked links that have not ended, counted while exclusive sockets wait for them
+	revoking    uint8 // retired links that have not ended
 
 	appReady  bool // the program called Ready
 	wanted    bool // a handover was asked for before the successor was ready
 	stopping  bool // a stop waits: for a starting successor, or for the elder's last word
 	hurry     bool // release without probation
+	asked     bool // this handover is how a stop is done
 	exclusive bool // some socket is declared exclusive
 	held      bool // exclusive sockets wait for a revoked successor to end
 	released  bool // a successor confirmed that it is on its own

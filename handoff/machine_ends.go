@@ -108,6 +108,7 @@ func (o *steps) stop() {
 			// Who serves is being decided; its answer is on its way.
 			m.stopping = true
 		case m.younger == phaseReady:
+			m.stopping = true
 			o.commit()
 		case m.younger == phaseOffer || m.younger == phaseHeld:
 			m.stopping = true // bounded by timerStep and timerReady

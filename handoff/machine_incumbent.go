@@ -16,7 +16,7 @@ func (o *steps) hello(mode Takeover) {
 		why = whyProbation
 	case m.stopping:
 		why = whyStopping
-	case m.revoking > 0:
+	case m.revoking > 0 && m.exclusive:
 		why = whyRevoking
 	case m.younger != phaseNone && !(m.youngerMode == Spare && mode != Spare):
 		why = whyHandoff
@@ -96,6 +96,7 @@ func (o *steps) youngerFrame(ev event) {
 // commit parks and tells the standby to serve.
 func (o *steps) commit() {
 	m := o.m
+	m.asked = m.stopping
 	m.wanted, m.stopping = false, false
 	m.state, m.younger = StateParked, phaseServe
 	o.do(action{kind: actPark})
@@ -131,17 +132,18 @@ func (o *steps) drain() {
 func (o *steps) takeBack(why reason, confirmed bool) {
 	m := o.m
 	o.stopTimers(sideYounger)
-	m.state, m.hurry = StateServing, false
+	if m.hurry || m.asked {
+		o.do(action{kind: actReportUnstopped})
+	}
+	m.state, m.hurry, m.asked = StateServing, false, false
 	o.outcome(outcomeRolledBack, why)
 	if confirmed {
 		o.do(action{kind: actCloseLink, side: sideYounger})
 	} else {
 		o.send(sideYounger, msgRevoke, why)
 		o.do(action{kind: actRetire})
-		if m.exclusive {
-			m.revoking++
-			m.held = true
-		}
+		m.revoking++
+		m.held = m.exclusive
 	}
 	m.younger = phaseNone
 	o.do(action{kind: actResume})

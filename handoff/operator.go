@@ -51,7 +51,9 @@ func (p *Process) answerHandover(id string) *frame {
 		return f
 	}
 	before := p.ledger.verb
-	p.ledger.verb = id
+	if id != "" {
+		p.ledger.verb = id
+	}
 	l := p.younger
 	p.feed(event{kind: evHandover})
 	if p.answer != replyOK {
@@ -158,8 +160,6 @@ func (p *Process) changed() {
 
 // answerSockets lists one page of the named set.
 func (p *Process) answerSockets(f *frame) *frame {
-	all := p.sockets.list(p.State())
-	first := min(f.Offset, len(all))
-	page := all[first:min(first+socketsPage, len(all))]
-	return &frame{Type: msgSocketList, Total: len(all), Offset: first, List: page}
+	page, total := p.sockets.list(p.State(), f.Offset, socketsPage)
+	return &frame{Type: msgSocketList, Total: total, Offset: min(f.Offset, total), List: page}
 }

@@ -153,6 +153,12 @@ func (p *Process) feed(ev event) {
 		p.stateChanged(before, p.m.state)
 	}
 	for _, a := range acts {
+		if a.kind == actAccept && !p.beginServing() {
+			// Not another word: `serving` would not be true. A successor gives
+			// back, since its incumbent still can.
+			p.feed(event{kind: evClose})
+			return
+		}
 		p.perform(a)
 	}
 	if p.attempt != nil && p.m.got && p.m.elder != phaseOffer {
@@ -208,8 +214,6 @@ func (p *Process) perform(a action) {
 		p.offerNext()
 	case actRetire:
 		p.retired[p.younger], p.younger.side, p.younger = true, sideRetired, nil
-	case actAccept:
-		p.beginServing()
 	case actPark:
 		p.sockets.setServing(false, true)
 		p.markUnoffered() // a standby may have waited for long
@@ -219,7 +223,7 @@ func (p *Process) perform(a action) {
 	case actResumeExclusive:
 		p.resume(true)
 	case actStopAccepting:
-		p.sockets.stopAccepting()
+		p.sockets.stopAccepting(p.younger != nil)
 		p.control.close()
 	case actDropSockets:
 		if p.m.state == StateGone {
@@ -241,6 +245,9 @@ func (p *Process) perform(a action) {
 		p.control.close()
 	case actDrain:
 		p.beginDrain(a.plain)
+		if p.m.state == StateRevoked {
+			p.work.Go(p.register) // its link has ended
+		}
 	case actStartTimer:
 		p.startTimer(a.timer)
 	case actStopTimer:
@@ -251,6 +258,8 @@ func (p *Process) perform(a action) {
 		}
 	case actRetry:
 		p.retry()
+	case actReportUnstopped:
+		p.Logger().Warn("told to stop, but the successor failed: this process serves on", "hint", "stop it again to end the service, or start another successor")
 	case actReportSilent:
 		p.Logger().Warn("the incumbent is alive but silent; nothing is lost, its connections wait", "hint", "end that process if it stays so")
 	case actKill:
@@ -274,20 +283,20 @@ func (p *Process) link(s side) *link {
 	return p.younger
 }
 
-// beginServing accepts everything. If that can't be done, a successor gives
-// back, since its incumbent still can.
-func (p *Process) beginServing() {
+// beginServing accepts on everything, and closes what nobody asked for.
+func (p *Process) beginServing() bool {
+	p.dropUnclaimed()
 	if err := p.sockets.accept(); err != nil {
 		p.Logger().Error("can't serve", "error", err)
 		p.setErr(err)
-		go p.Close()
-		return
+		return false
 	}
 	select {
 	case <-p.serving:
 	default:
 		close(p.serving)
 	}
+	return true
 }
 
 func (p *Process) resume(exclusive bool) {

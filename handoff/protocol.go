@@ -119,7 +119,8 @@ type frame struct {
 	Generation uint64          `json:"generation,omitempty"`
 	Handoff    string          `json:"handoff,omitempty"`
 	Total      int             `json:"total,omitempty"`
-	Requests   []RequestStatus `json:"requests,omitempty"` // welcome, release: outcomes to remember
+	Deadlines  *deadlines      `json:"deadlines,omitempty"` // welcome
+	Requests   []RequestStatus `json:"requests,omitempty"`  // welcome, release: outcomes to remember
 
 	// busy, refuse, revoke, abort, error
 	Reason  reason `json:"reason,omitempty"`
@@ -150,6 +151,14 @@ type frame struct {
 	Status  *Status      `json:"status,omitempty"`
 	List    []SocketInfo `json:"list,omitempty"`
 	Already bool         `json:"already,omitempty"`
+}
+
+// deadlines are the incumbent's: how long it waits for an answer, for ready, and
+// how long it can take back after commit.
+type deadlines struct {
+	StepSeconds      float64 `json:"step_seconds"`
+	ReadySeconds     float64 `json:"ready_seconds"`
+	ProbationSeconds float64 `json:"probation_seconds"`
 }
 
 type versionRange struct {
@@ -238,7 +247,12 @@ func (f *frame) check() error {
 	if f.Type == msgNone {
 		return errUnknownType
 	}
-	for _, s := range []string{string(f.Reason), f.Text, f.Code, f.Hint, f.Request, f.Handoff} {
+	if f.Request != "" {
+		if err := checkName(f.Request); err != nil {
+			return fmt.Errorf("%s: request id: %w", f.Type, err)
+		}
+	}
+	for _, s := range []string{string(f.Reason), f.Text, f.Code, f.Hint, f.Handoff} {
 		if len(s) > maxTextLen {
 			return fmt.Errorf("%s: text of %d bytes, at most %d are allowed", f.Type, len(s), maxTextLen)
 		}

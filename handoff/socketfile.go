@@ -22,7 +22,10 @@ var errLocked = errors.New("another process holds the lock")
 // fileID tells the file of a Unix socket from another one that has taken its
 // place. It is recorded at bind and goes from process to process with the
 // socket. The zero value is no file.
-type fileID struct{ Dev, Ino uint64 }
+type fileID struct {
+	Dev uint64 `json:"dev"`
+	Ino uint64 `json:"ino"`
+}
 
 // unixOptions are what may differ between Unix sockets.
 type unixOptions struct {

@@ -26,13 +26,15 @@ type socket struct {
 
 // socketSet is everything that this process can hand over, by name.
 type socketSet struct {
-	mu        sync.Mutex
-	claimed   []*socket // asked for by the program, in that order
-	unclaimed []*socket // inherited, and not asked for yet
-	writing   []*socket // packet sockets that another process reads now: what was read here is still answered
-	serving   bool      // new ones accept at once
-	parked    bool      // new ones too, and are not the successor's
-	closed    bool
+	mu           sync.Mutex
+	claimed      []*socket   // asked for by the program, in that order
+	unclaimed    []*socket   // inherited, and not asked for yet
+	givenUp      []rejection // inherited, asked for, and closed again before Ready
+	givenUpNames []string
+	writing      []*socket // packet sockets that another process reads now: what was read here is still answered
+	serving      bool      // new ones accept at once
+	parked       bool      // new ones too, and are not the successor's
+	closed       bool
 }
 
 func (it *manifestItem) family() string {
@@ -172,7 +174,16 @@ func (p *Process) giveUp(s *socket) {
 	}
 	if i := slices.Index(p.sockets.claimed, s); i >= 0 {
 		p.sockets.claimed = slices.Delete(p.sockets.claimed, i, i+1)
+		p.sockets.noteGivenUp(s)
 		s.closeDescriptor(p.sockets.serving || s.rejected || s.index < 0)
+	}
+}
+
+// noteGivenUp remembers an inherited socket that is not taken after all.
+func (set *socketSet) noteGivenUp(s *socket) {
+	if s.index >= 0 {
+		set.givenUp = append(set.givenUp, rejection{Index: s.index, Reason: "closed again by this version"})
+		set.givenUpNames = append(set.givenUpNames, s.String())
 	}
 }
 
@@ -251,10 +262,11 @@ func (set *socketSet) stop() {
 	set.writing = nil
 }
 
-// stopAccepting is stop for a process that has answers under way.
-func (set *socketSet) stopAccepting() {
+// stopAccepting is stop for a process that has answers under way. If it handed
+// its sockets over, what it opened has another owner now.
+func (set *socketSet) stopAccepting(handedOver bool) {
 	set.end(func(s *socket) {
-		if s.index < 0 {
+		if s.index < 0 && !handedOver {
 			s.close(true)
 			return
 		}
@@ -335,7 +347,7 @@ func (set *socketSet) detach() {
 	for _, u := range set.unclaimed {
 		u.closeDescriptor(false)
 	}
-	set.unclaimed = nil
+	set.unclaimed, set.givenUp, set.givenUpNames = nil, nil, nil
 }
 
 // refill is detach's other half: what the program asked for once is claimed or

@@ -4,6 +4,7 @@ import (
 	"context"
 	"errors"
 	"fmt"
+	"log/slog"
 	"slices"
 	"time"
 )
@@ -66,7 +67,7 @@ func (p *Process) join(ctx context.Context) error {
 		select {
 		case a = <-done:
 		case <-ctx.Done():
-			return context.Cause(ctx)
+			return opError("start", p.cfg.Socket, context.Cause(ctx))
 		}
 		if !a.again {
 			return opError("start", p.cfg.Socket, a.err)
@@ -84,8 +85,9 @@ func (p *Process) allow() allow { return allow{UIDs: p.cfg.AllowUIDs, GIDs: p.cf
 // first makes this process generation 1.
 func (p *Process) first(d *descriptor, file fileID) {
 	p.control.hold(p.cfg.Socket, d, file)
-	p.setGeneration(1, "")
-	p.next = 1
+	// A spare that outlived its chain goes on counting.
+	p.next = p.Generation() + 1
+	p.setGeneration(p.next, "")
 	p.Logger().Info("no incumbent at the path: this is the first generation", "socket", p.cfg.Socket)
 	if p.cfg.Takeover != Auto {
 		p.Logger().Info("nothing to wait for, it serves as soon as it is ready", "takeover", p.cfg.Takeover.String())
@@ -143,8 +145,12 @@ func (p *Process) fromElder(l *link, f *frame, fds []*descriptor) error {
 		p.Logger().Info("the incumbent offers its sockets", "sockets", f.Total-1,
 			"incumbent", l.number, "incumbent_pid", l.peer.PID, "incumbent_label", l.peer.Label)
 	case msgBusy:
+		level := slog.LevelDebug
+		if p.busy != f.Text {
+			level = slog.LevelInfo // once for each reason
+		}
 		p.busy = f.Text
-		p.Logger().Debug("the incumbent is busy", "reason", string(f.Reason), "text", f.Text)
+		p.Logger().Log(p.life, level, "the incumbent is busy, asking again", "reason", string(f.Reason), "text", f.Text)
 	case msgRefuse:
 		p.fault = fmt.Errorf("%w: %s", ErrRefused, f.Text)
 	case msgSockets:
@@ -201,7 +207,9 @@ func (p *Process) take(f *frame, fds []*descriptor) (err error) {
 	}
 	p.keep(f, fds)
 	if f.Last {
-		return p.refill()
+		if err := p.refill(); err != nil {
+			return fmt.Errorf("%w: %w", errLocal, err)
+		}
 	}
 	return nil
 }
@@ -250,30 +258,38 @@ func (p *Process) checkItem(it *manifestItem, d *descriptor) error {
 
 // readyFrame says what was claimed. What was not is closed here before.
 func (p *Process) readyFrame(l *link, f *frame) {
+	rejects := p.dropUnclaimed()
 	p.sockets.mu.Lock()
-	rejects := make([]rejection, 0, len(p.sockets.unclaimed))
-	names := make([]string, 0, len(p.sockets.unclaimed))
-	for _, u := range p.sockets.unclaimed {
-		rejects = append(rejects, rejection{Index: u.index, Reason: "not asked for by this version"})
-		names = append(names, u.String())
-		u.closeDescriptor(false)
-	}
-	p.sockets.unclaimed = nil
 	for _, s := range p.sockets.claimed {
 		if s.index >= 0 {
 			f.N++
 		}
 	}
 	p.sockets.mu.Unlock()
-	p.mu.Lock()
-	p.unclaimed = names
-	p.mu.Unlock()
-	if len(names) > 0 {
-		p.Logger().Warn("inherited sockets that this version does not use were closed", "unclaimed", clipList(names))
-	}
 	for page := range slices.Chunk(rejects, maxRejects) {
 		l.send(&frame{Type: msgRejected, Rejected: page})
 	}
+}
+
+// dropUnclaimed closes what the program did not ask for, so that no listener
+// stays open that nobody accepts on, and says what it was.
+func (p *Process) dropUnclaimed() []rejection {
+	p.sockets.mu.Lock()
+	rejects, names := p.sockets.givenUp, p.sockets.givenUpNames
+	for _, u := range p.sockets.unclaimed {
+		rejects = append(rejects, rejection{Index: u.index, Reason: "not asked for by this version"})
+		names = append(names, u.String())
+		u.closeDescriptor(false)
+	}
+	p.sockets.unclaimed, p.sockets.givenUp, p.sockets.givenUpNames = nil, nil, nil
+	p.sockets.mu.Unlock()
+	if len(names) > 0 {
+		p.mu.Lock()
+		p.unclaimed = names
+		p.mu.Unlock()
+		p.Logger().Warn("inherited sockets that this version does not use were closed", "unclaimed", clipList(names))
+	}
+	return rejects
 }
 
 // clipList keeps a log line readable.

@@ -1,0 +1,203 @@
+package handoff
+
+import (
+	"context"
+	"net"
+	"os"
+	"path/filepath"
+	"testing"
+	"time"
+
+	"github.com/stretchr/testify/require"
+)
+
+// What was broken once.
+
+func TestUnclaimedAreClosedWhenTheIncumbentDies(t *testing.T) {
+	c := newChain(t)
+	a := c.start("A")
+	l1, l2 := c.listen(a, "tcp", "127.0.0.1:0"), c.listen(a, "tcp", "localhost:0")
+	greet(a, l1)
+	greet(a, l2)
+	c.ready(a)
+	b := c.start("B")
+	greet(b, c.listen(b, "tcp", "127.0.0.1:0"))
+	a.Close()
+	c.until("B knows", func() bool { ok := false; b.ask(func() { ok = b.m.elder == phaseNone }); return ok })
+	c.ready(b)
+	_, err := net.DialTimeout("tcp", l2.Addr().String(), time.Second)
+	require.Error(t, err, "unclaimed listener must be closed")
+}
+
+func TestClaimedAndClosedAgain(t *testing.T) {
+	c := newChain(t)
+	a := c.start("A", probation)
+	l1, l2 := c.listen(a, "tcp", "127.0.0.1:0"), c.listen(a, "tcp", "localhost:0")
+	greet(a, l1)
+	greet(a, l2)
+	c.ready(a)
+	b := c.start("B")
+	greet(b, c.listen(b, "tcp", "127.0.0.1:0"))
+	c.listen(b, "tcp", "localhost:0").Close()
+	c.ready(b)
+	c.reach(a, StateParked)
+	conn, err := net.Dial("tcp", l2.Addr().String())
+	require.NoError(t, err)
+	defer conn.Close()
+	conn.SetDeadline(time.Now().Add(2 * time.Second))
+	n, err := conn.Read(make([]byte, 10))
+	require.NoError(t, err, "read %d: nobody answers", n)
+}
+
+func TestCloseLeavesFilesToTheStandby(t *testing.T) {
+	c := newChain(t)
+	path := filepath.Join(filepath.Dir(c.socket), "u")
+	a := c.start("A")
+	greet(a, c.listen(a, "unix", path))
+	c.ready(a)
+	b := c.start("B", mode(Standby))
+	greet(b, c.listen(b, "unix", path))
+	go b.Ready(c.ctx)
+	c.until("standby", func() bool {
+		s, _ := c.client().Status(c.ctx)
+		return len(s.Generations) == 2 && s.Generations[1].State == "standby"
+	})
+	a.Close()
+	c.reach(b, StateServing)
+	_, err := os.Lstat(path)
+	require.NoError(t, err, "B serves the unix listener")
+}
+
+func TestOperatorsThatStayConnectedDelayNobody(t *testing.T) {
+	c := newChain(t)
+	a := c.start("A")
+	greet(a, c.listen(a, "tcp", "127.0.0.1:0"))
+	c.ready(a)
+	for range maxConns {
+		x, err := net.Dial("unixpacket", c.socket)
+		require.NoError(t, err)
+		defer x.Close()
+		x.Write([]byte(`{"type":"status"}`))
+		x.Read(make([]byte, 60000))
+	}
+	cfg := c.config("B")
+	b, err := Start(c.ctx, cfg)
+	if err == nil {
+		b.Close()
+	}
+	require.NoError(t, err)
+}
+
+func TestBadFrameWhileServingIsForgotten(t *testing.T) {
+	c := newChain(t)
+	a := c.start("A", probation)
+	greet(a, c.listen(a, "tcp", "127.0.0.1:0"))
+	c.ready(a)
+	b := c.start("B")
+	greet(b, c.listen(b, "tcp", "127.0.0.1:0"))
+	c.ready(b)
+	c.reach(a, StateParked)
+	a.ask(func() { a.younger.send(&frame{Type: msgSockets, Last: true}) }) // one frame out of place
+	a.Stop()
+	c.wait(a)
+	d := c.start("D")
+	greet(d, c.listen(d, "tcp", "127.0.0.1:0"))
+	c.ready(d)
+	_, err := b.Wait(c.ctx)
+	require.NoError(t, err, "it handed over well")
+}
+
+func TestOutcomeOfAHandoverByItsRequest(t *testing.T) {
+	c := newChain(t)
+	a := c.start("A")
+	greet(a, c.listen(a, "tcp", "127.0.0.1:0"))
+	c.ready(a)
+	b := c.start("B", mode(Standby))
+	greet(b, c.listen(b, "tcp", "127.0.0.1:0"))
+	go b.Ready(c.ctx)
+	c.until("standby", func() bool {
+		s, _ := c.client().Status(c.ctx)
+		return len(s.Generations) == 2 && s.Generations[1].State == "standby"
+	})
+	_, err := c.client().Handover(c.ctx, "op-7")
+	require.NoError(t, err)
+	c.wait(a)
+	s, err := c.client().Status(c.ctx)
+	require.NoError(t, err)
+	require.Equal(t, "released", s.Requests[0].Outcome)
+}
+
+func TestHandoverTwiceKeepsTheRequest(t *testing.T) {
+	c := newChain(t)
+	a := c.start("A", probation)
+	greet(a, c.listen(a, "tcp", "127.0.0.1:0"))
+	c.ready(a)
+	b := c.start("B", mode(Standby))
+	greet(b, c.listen(b, "tcp", "127.0.0.1:0"))
+	_, err := c.client().Handover(c.ctx, "op-7")
+	require.NoError(t, err)
+	_, err = c.client().Handover(c.ctx, "")
+	require.NoError(t, err)
+	c.ready(b)
+	c.until("committed", func() bool {
+		s, _ := c.client().Status(c.ctx)
+		return s.Generations[0].State == "parked" && s.Generations[1].State == "serving"
+	})
+	s, _ := c.client().Status(c.ctx)
+	require.Len(t, s.Requests, 1)
+}
+
+func TestSuccessorThatCantAcceptGivesBack(t *testing.T) {
+	c := newChain(t)
+	a := c.start("A")
+	greet(a, c.listen(a, "tcp", "127.0.0.1:0"))
+	c.ready(a)
+	b := c.start("B")
+	greet(b, c.listen(b, "tcp", "127.0.0.1:0"))
+	b.sockets.claimed[0].d.Close()
+	require.Error(t, b.Ready(c.ctx))
+	_, err := b.Wait(c.ctx)
+	require.Error(t, err)
+	c.reach(a, StateServing) // taken back at once, though there is no probation
+}
+
+func TestStopIsCarriedOutWithoutItsOperator(t *testing.T) {
+	c := newChain(t)
+	for range 20 {
+		a := c.start("A")
+		greet(a, c.listen(a, "tcp", "127.0.0.1:0"))
+		c.ready(a)
+		x, err := net.Dial("unixpacket", c.socket)
+		require.NoError(t, err)
+		x.Write([]byte(`{"type":"stop"}`))
+		x.Close()
+		c.wait(a)
+	}
+}
+
+func TestErrorIsNeverAnswered(t *testing.T) {
+	c := newChain(t)
+	a := c.start("A")
+	c.ready(a)
+	x, err := net.Dial("unixpacket", c.socket)
+	require.NoError(t, err)
+	defer x.Close()
+	x.Write([]byte(`{"type":"error","code":"x"}`))
+	x.Write([]byte(`{"type":"list_sockets"}`))
+	b := make([]byte, 1000)
+	n, err := x.Read(b)
+	require.NoError(t, err)
+	require.Contains(t, string(b[:n]), `"socket_list"`, "the first answer is that to the second frame")
+}
+
+func TestContextErrorNamesThePath(t *testing.T) {
+	c := newChain(t)
+	ln, err := net.Listen("unixpacket", c.socket) // says nothing
+	require.NoError(t, err)
+	defer ln.Close()
+	ctx, cancel := context.WithTimeout(c.ctx, 200*time.Millisecond)
+	defer cancel()
+	_, err = Start(ctx, c.config("B"))
+	var op *OpError
+	require.ErrorAs(t, err, &op)
+}
