@@ -15,7 +15,7 @@ import (
 
 const (
 	maxConns     = 64               // connections that are answered at a time
-	operatorIdle = 60 * time.Second // between two questions of one operator
+	operatorIdle = 60 * time.Second // between two questions of one operator, if StepTimeout is not less
 )
 
 // controlSocket is this process's hold on the control socket.
@@ -160,8 +160,8 @@ func (p *Process) answerOne(c *conn) {
 		say(c, &frame{Type: msgError, Code: "permission", Text: clip(err.Error())})
 		return
 	}
-	for wait := p.cfg.StepTimeout; ; wait = operatorIdle {
-		c.setReadDeadline(time.Now().Add(wait))
+	for {
+		c.setReadDeadline(time.Now().Add(min(p.cfg.StepTimeout, operatorIdle)))
 		f, err := p.question(c)
 		if err != nil {
 			if !errors.Is(err, errGone) {
@@ -179,6 +179,9 @@ func (p *Process) answerOne(c *conn) {
 			c.setReadDeadline(time.Time{})
 			p.hearRegistered(c, f)
 			return
+		}
+		if f.Type == msgError {
+			continue // is never answered
 		}
 		if say(c, p.answerOperator(f)) != nil {
 			return
