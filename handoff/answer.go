@@ -15,7 +15,7 @@ import (
 
 const (
 	maxConns     = 64               // connections that are answered at a time
-	operatorIdle = 60 * time.Second // between two questions of one operator
+	operatorIdle = 60 * time.Second // between two questions of one operator, if StepTimeout is not less
 )
 
 // controlSocket is this process's hold on the control socket.
@@ -187,8 +187,10 @@ func (p *Process) answerOne(c *conn) {
 		say(c, &frame{Type: msgError, Code: "permission", Text: clip(err.Error())})
 		return
 	}
-	for wait := p.cfg.StepTimeout; ; wait = operatorIdle {
-		c.setReadDeadline(time.Now().Add(wait))
+	for stopped := false; ; {
+		if !stopped {
+			c.setReadDeadline(time.Now().Add(min(p.cfg.StepTimeout, operatorIdle)))
+		}
 		f, err := p.question(c)
 		if err != nil {
 			if !errors.Is(err, errGone) {
@@ -215,6 +217,9 @@ func (p *Process) answerOne(c *conn) {
 		err = say(c, p.answerOperator(f))
 		if f.Type == msgStop {
 			p.Stop() // after the answer: this process may be gone at once
+			// The connection tells by its end when it is.
+			stopped = true
+			c.setReadDeadline(time.Time{})
 		}
 		if err != nil {
 			return

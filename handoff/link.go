@@ -5,6 +5,7 @@ import (
 	"fmt"
 	"io"
 	"net"
+	"os"
 )
 
 // link is one end of the connection between an incumbent and its successor. Its
@@ -98,7 +99,7 @@ func (l *link) deliver(b []byte, fds []*descriptor) {
 			closeAll(fds)
 		case errors.Is(err, errUnknownType):
 			closeAll(fds)
-			l.send(&frame{Type: msgError, Code: "unknown_type", Text: "this frame's type is not known here"})
+			l.answerUnknown()
 		case err != nil:
 			closeAll(fds)
 			l.p.badFrame(l, err)
@@ -116,13 +117,29 @@ func (l *link) poll() { l.c.interrupt() }
 
 // send sends one frame. An error is no news: a peer that is gone is noticed by
 // reading, because its last words may still be there to read.
-func (l *link) send(f *frame, fds ...*descriptor) {
+func (l *link) send(f *frame, fds ...*descriptor) { l.trySend(f, fds...) }
+
+func (l *link) trySend(f *frame, fds ...*descriptor) error {
 	b, err := f.encode()
 	if err == nil {
 		err = l.c.send(b, fds...)
 	}
 	if err != nil {
 		l.p.Logger().Debug("frame not sent", "frame", f.Type.String(), "error", err)
+	}
+	return err
+}
+
+// answerUnknown answers a frame of an unknown type. A peer that asks for more
+// answers than it reads would hold up everything here, for as long as a send may
+// take each time; it is not listened to any more.
+func (l *link) answerUnknown() {
+	if l.side == sideRetired {
+		return
+	}
+	err := l.trySend(&frame{Type: msgError, Code: "unknown_type", Text: "this frame's type is not known here"})
+	if errors.Is(err, os.ErrDeadlineExceeded) {
+		l.p.badFrame(l, fmt.Errorf("%w: it does not read what it asks for", errLink))
 	}
 }
 
@@ -190,6 +207,9 @@ func (p *Process) frameArrived(l *link, f *frame, fds []*descriptor) {
 	switch {
 	case err != nil:
 		p.badFrame(l, err)
+	case f.Type == msgError && f.Code == CodeBusy && l.side == sideElder && p.m.elder == phaseHello:
+		p.busy = f.Text // too many connections: nobody has read the hello
+		p.feed(event{kind: evFrame, side: sideElder, msg: msgBusy})
 	case f.Type == msgError && l.side == sideElder && p.m.elder == phaseHello:
 		p.fault = fmt.Errorf("%w: %s", ErrRefused, f.Text)
 		if f.Code == CodePermission {
