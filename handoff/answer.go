@@ -122,6 +122,7 @@ func (s *controlSocket) untrack(c *conn) {
 // what is queued and makes SO_PEERCRED name this process to whoever connects.
 func (p *Process) beginAnswering() {
 	s := &p.control
+	p.answers = s.d != nil
 	if s.ln != nil || s.d == nil {
 		return
 	}
@@ -130,7 +131,8 @@ func (p *Process) beginAnswering() {
 		s.ln, err = s.d.listener()
 	}
 	if err != nil {
-		p.Logger().Error("can't answer the control socket", "socket", s.path, "error", err)
+		p.Logger().Error("can't answer the control socket yet, it is tried again", "socket", s.path, "error", err)
+		p.mendLater()
 		return
 	}
 	ln := s.ln.(*net.UnixListener)

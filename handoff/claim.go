@@ -32,7 +32,11 @@ func (p *Process) open(ctx context.Context, want Socket, n int, k kind) ([]*sock
 	if err := p.sockets.claim(all, k); err != nil {
 		return nil, err
 	}
-	// Names are resolved and locks waited for without holding up the handoff.
+	// Names are resolved and locks waited for without holding up the handoff,
+	// and not beyond this process's end.
+	ctx, cancel := context.WithCancelCause(ctx)
+	defer cancel(nil)
+	defer context.AfterFunc(p.life, func() { cancel(ErrNotServing) })()
 	if err := bindMissing(ctx, all, k); err != nil {
 		p.sockets.abandon(all)
 		return nil, err

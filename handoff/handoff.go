@@ -319,7 +319,12 @@ func (p *Process) Unclaimed() []string {
 // and otherwise stops accepting and drains. In probation the incumbent releases
 // at once, and the successor gives back. A process that does not serve yet
 // leaves. Stop does not block; Done and Wait tell the rest.
-func (p *Process) Stop() { p.post(func() { p.feed(event{kind: evStop}) }) }
+func (p *Process) Stop() {
+	select {
+	case p.stopped <- struct{}{}:
+	default: // one is waiting to be seen
+	}
+}
 
 // Report says how a process ended.
 type Report struct {

@@ -43,6 +43,11 @@ func (p *Process) askToSucceed(l *link, f *frame) bool {
 	p.feed(event{kind: evHello, mode: f.Mode})
 	admitted := p.younger == l
 	p.asker = nil
+	for r := range p.retired {
+		if p.m.exclusive {
+			log.Warn("a revoked successor has not confirmed yet, an exclusive socket waits for it", "revoked_pid", r.peer.PID, "hint", "end that process if it hangs")
+		}
+	}
 	if !admitted {
 		log.Debug("a successor was told busy", "state", p.m.state.String())
 	}
@@ -133,6 +138,9 @@ func (p *Process) fromYounger(l *link, f *frame) (last bool, err error) {
 		return false, p.reject(f.Rejected)
 	case msgReady:
 		o.took = f.N
+		if err := p.declareExclusive(f.Exclusive); err != nil {
+			return false, err
+		}
 		p.checkOffered()
 	}
 	return false, nil
@@ -147,6 +155,21 @@ func (p *Process) reject(list []rejection) error {
 			return fmt.Errorf("%w: rejected index %d", errLink, r.Index)
 		}
 		p.offer.owner[r.Index].rejected = true
+	}
+	return nil
+}
+
+// declareExclusive notes what the successor declared: whoever takes back must
+// wait for it too.
+func (p *Process) declareExclusive(indexes []int) error {
+	p.sockets.mu.Lock()
+	defer p.sockets.mu.Unlock()
+	for _, i := range indexes {
+		if i <= 0 || i >= len(p.offer.owner) {
+			return fmt.Errorf("%w: exclusive index %d", errLink, i)
+		}
+		p.offer.owner[i].item.Exclusive = true
+		p.m.exclusive = true
 	}
 	return nil
 }

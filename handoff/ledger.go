@@ -20,9 +20,12 @@ func (g *ledger) find(id string) (RequestStatus, bool) {
 	return g.all[i], true
 }
 
-// set records the outcome of a request; one without an id is nobody's.
+// set records the outcome of a request; one without an id is nobody's. What one
+// generation has achieved for a request is not undone by another that comes
+// with the same id.
 func (g *ledger) set(r RequestStatus) {
-	if r.ID == "" {
+	old, ok := g.find(r.ID)
+	if r.ID == "" || ok && old.achieved() && old.Generation != r.Generation {
 		return
 	}
 	r.Reason = clip(r.Reason)
@@ -53,6 +56,11 @@ func (g *ledger) settle(generation uint64, outcome string) {
 			r.Outcome = outcome
 		}
 	}
+}
+
+// achieved says that the request's version serves, or has served.
+func (r *RequestStatus) achieved() bool {
+	return r.Outcome == "committed" || r.Outcome == "released" || r.Outcome == "serving"
 }
 
 // withdrawn says that a hello with this id comes too late.

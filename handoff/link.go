@@ -121,10 +121,11 @@ func (l *link) send(f *frame, fds ...*descriptor) { l.trySend(f, fds...) }
 
 func (l *link) trySend(f *frame, fds ...*descriptor) error {
 	b, err := f.encode()
-	if err == nil {
-		err = l.c.send(b, fds...)
-	}
 	if err != nil {
+		l.p.Logger().Error("a frame can't be encoded", "frame", f.Type.String(), "error", err)
+		return err
+	}
+	if err = l.c.send(b, fds...); err != nil {
 		l.p.Logger().Debug("frame not sent", "frame", f.Type.String(), "error", err)
 	}
 	return err
@@ -153,7 +154,7 @@ func (l *link) close() {
 // feedFrom feeds an event that came from a link, unless it was closed here.
 func (p *Process) feedFrom(l *link, ev event) {
 	ev.side = l.side
-	if l.closed && ev.kind != evEmpty {
+	if l.closed {
 		return
 	}
 	if l.side == sideRetired && ev.kind == evEOF {

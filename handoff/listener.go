@@ -53,6 +53,12 @@ func (l *listener) accept(inner net.Listener) {
 	})
 }
 
+func (l *listener) accepts() bool {
+	l.mu.Lock()
+	defer l.mu.Unlock()
+	return l.inner != nil || l.ended
+}
+
 // park stops accepting; the socket is untouched.
 func (l *listener) park() {
 	l.change(func() {

@@ -96,7 +96,13 @@ func (p *Process) status() *Status {
 		}
 		all = append(all, g)
 	}
+	for l := range p.retired {
+		who := l.peer
+		who.Generation = l.number
+		all = append(all, p.describe(who, StateRevoked))
+	}
 	slices.SortStableFunc(all, func(a, b GenerationStatus) int { return cmp.Compare(a.Generation, b.Generation) })
+	all = slices.CompactFunc(all, func(a, b GenerationStatus) bool { return a.Generation == b.Generation && a.PID == b.PID })
 	return &Status{
 		Schema: 1, Socket: p.cfg.Socket, Instance: p.instance, Revision: p.revision, Time: time.Now(),
 		Generation: p.Generation(), PID: p.program.PID, Generations: all, Requests: p.ledger.list(), Last: p.last,

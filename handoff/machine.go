@@ -323,6 +323,9 @@ func (o *steps) stopTimer(t timerKind) {
 }
 
 func (o *steps) stopTimers(s side) {
+	if o.m.polling && o.m.pending.side() == s {
+		o.m.polling = false // of a link that is no more
+	}
 	for t := range timerCount {
 		if t.side() == s {
 			o.stopTimer(t)

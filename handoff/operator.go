@@ -2,6 +2,7 @@ package handoff
 
 import (
 	"fmt"
+	"slices"
 	"time"
 )
 
@@ -28,8 +29,11 @@ func (p *Process) answerOperator(f *frame) *frame {
 	default:
 		out = &frame{Type: msgError, Code: "unknown_type", Text: "this process does not know that question", Hint: "is the tool newer than the server?"}
 	}
+	if !ok && f.Type == msgStatus {
+		return refusal(CodeBusy, "this process has just ended", "ask again")
+	}
 	if !ok {
-		return &frame{Type: msgError, Code: "not_now", Text: "this process has just ended", Hint: "ask again"}
+		return refusal(CodeNotNow, "this process has just ended", "see handoffctl status")
 	}
 	return out
 }
@@ -45,7 +49,7 @@ func refusal(code, text, hint string) *frame {
 // answerHandover is idempotent: a request id that was seen, or a handover that
 // is under way, is answered with already.
 func (p *Process) answerHandover(id string) *frame {
-	if r, ok := p.ledger.find(id); ok && (r.Outcome == "committed" || r.Outcome == "released" || r.Outcome == "serving") {
+	if r, ok := p.ledger.find(id); ok && r.achieved() {
 		f := p.okFrame("this request is " + r.Outcome)
 		f.Already, f.Request, f.Generation = true, id, r.Generation
 		return f
@@ -113,7 +117,7 @@ func (p *Process) answerWithdraw(id string) *frame {
 		if p.answer != replyOK {
 			return refusal("not_now", "request "+id+" is committed already", "handoffctl rollback takes back during probation")
 		}
-	} else if r, ok := p.ledger.find(id); ok && (r.Outcome == "committed" || r.Outcome == "released" || r.Outcome == "serving") {
+	} else if r, ok := p.ledger.find(id); ok && r.achieved() {
 		return refusal("not_now", "request "+id+" is "+r.Outcome+" already", "")
 	}
 	p.ledger.set(RequestStatus{ID: id, Outcome: outcomeWithdrawn, Time: time.Now()})
@@ -126,7 +130,7 @@ func (p *Process) answerWithdraw(id string) *frame {
 func (p *Process) answerStatus(f *frame) (*frame, bool) {
 	until := time.NewTimer(time.Duration(min(f.WaitMS, maxPollMillis)) * time.Millisecond)
 	defer until.Stop()
-	for expired := false; ; {
+	for expired := f.WaitMS == 0; ; {
 		var s *Status
 		var wake chan struct{}
 		ok := p.ask(func() {
@@ -143,6 +147,7 @@ func (p *Process) answerStatus(f *frame) (*frame, bool) {
 		case <-wake:
 		case <-until.C:
 			expired = true
+			p.post(func() { p.watchers = slices.DeleteFunc(p.watchers, func(w chan struct{}) bool { return w == wake }) })
 		case <-p.gone:
 			return nil, false
 		}

@@ -44,6 +44,12 @@ func (c *packetConn) accept(inner net.PacketConn) {
 	})
 }
 
+func (c *packetConn) accepts() bool {
+	c.mu.Lock()
+	defer c.mu.Unlock()
+	return c.inner != nil || c.ended
+}
+
 func (c *packetConn) park() {
 	c.change(func() {
 		if c.inner != nil {

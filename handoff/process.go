@@ -32,6 +32,9 @@ type Process struct {
 	}
 
 	inbox   chan func()
+	posting sync.RWMutex  // held while something is put into inbox
+	closed  bool          // inbox takes no more
+	stopped chan struct{} // holds a Stop that run has not seen yet
 	serving chan struct{} // closed when it serves for the first time
 	done    chan struct{} // closed when it no longer serves for good
 	gone    chan struct{} // closed when run has ended
@@ -70,6 +73,8 @@ type Process struct {
 	watchers  []chan struct{}
 	revision  uint64
 	waited    bool // the program calls Wait: the drain may end by itself
+	answers   bool // this process is to answer the control socket
+	mending   bool // something is tried again
 	drainEnd  *time.Timer
 	deadline  time.Time // of probation or drain
 	began     time.Time // of the drain
@@ -80,7 +85,7 @@ type Process struct {
 func newProcess(cfg Config) *Process {
 	p := &Process{
 		cfg: cfg, instance: rand.Text()[:12], started: time.Now(),
-		inbox: make(chan func(), 64), serving: make(chan struct{}), done: make(chan struct{}), gone: make(chan struct{}), joined: make(chan struct{}),
+		inbox: make(chan func(), 64), stopped: make(chan struct{}, 1), serving: make(chan struct{}), done: make(chan struct{}), gone: make(chan struct{}), joined: make(chan struct{}),
 		retired: map[*link]bool{},
 	}
 	p.life, p.die = context.WithCancel(context.Background())
@@ -91,6 +96,11 @@ func newProcess(cfg Config) *Process {
 
 // post hands f to run; after the end f is dropped and post says false.
 func (p *Process) post(f func()) bool {
+	p.posting.RLock()
+	defer p.posting.RUnlock()
+	if p.closed {
+		return false
+	}
 	select {
 	case p.inbox <- f:
 		return true
@@ -116,8 +126,12 @@ func (p *Process) ask(f func()) bool {
 // run obeys the machine until it is gone, then closes what is left.
 func (p *Process) run() {
 	for p.m.state != StateGone {
-		f := <-p.inbox
-		f()
+		select {
+		case f := <-p.inbox:
+			f()
+		case <-p.stopped:
+			p.feed(event{kind: evStop})
+		}
 	}
 	p.die()
 	if p.drainEnd != nil {
@@ -139,9 +153,25 @@ func (p *Process) run() {
 	p.control.close()
 	p.changed()
 	close(p.gone)
+	p.emptyInbox()
 	p.control.closeConns()
 	p.work.Wait()
 	close(p.joined)
+}
+
+// emptyInbox runs what was still put into the inbox: some of it owns descriptors.
+func (p *Process) emptyInbox() {
+	p.posting.Lock()
+	p.closed = true
+	p.posting.Unlock()
+	for {
+		select {
+		case f := <-p.inbox:
+			f()
+		default:
+			return
+		}
+	}
 }
 
 // feed gives the machine an event and does what it says. Actions may raise
@@ -242,6 +272,7 @@ func (p *Process) perform(a action) {
 	case actAnswer:
 		p.beginAnswering()
 	case actStopAnswering:
+		p.answers = false
 		p.control.close()
 	case actDrain:
 		p.beginDrain(a.plain)
@@ -288,8 +319,12 @@ func (p *Process) beginServing() bool {
 	p.dropUnclaimed()
 	if err := p.sockets.accept(); err != nil {
 		p.Logger().Error("can't serve", "error", err)
-		p.setErr(err)
-		return false
+		if p.m.elder != phaseNone || p.intake.total == 0 {
+			p.setErr(err)
+			return false
+		}
+		// The incumbent is dead: what can be served is, and the rest is tried again.
+		p.mendLater()
 	}
 	select {
 	case <-p.serving:
@@ -301,8 +336,32 @@ func (p *Process) beginServing() bool {
 
 func (p *Process) resume(exclusive bool) {
 	if err := p.sockets.resume(exclusive); err != nil {
-		p.Logger().Error("a socket can't be resumed", "error", err)
+		p.Logger().Error("a socket can't be resumed yet, it is tried again", "error", err)
+		p.mendLater()
 	}
+}
+
+// mendEvery is how often what could not be opened is tried again.
+const mendEvery = 200 * time.Millisecond
+
+// mendLater tries again what failed for want of descriptors, where nobody else
+// could do it instead: to accept, and to answer the control socket.
+func (p *Process) mendLater() {
+	if p.mending {
+		return
+	}
+	p.mending = true
+	time.AfterFunc(mendEvery, func() {
+		p.post(func() {
+			p.mending = false
+			if p.m.state == StateServing && p.sockets.acceptMissing(p.m.held) != nil {
+				p.mendLater()
+			}
+			if p.answers {
+				p.beginAnswering()
+			}
+		})
+	})
 }
 
 // ended is the machine's last action.

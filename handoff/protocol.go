@@ -32,6 +32,7 @@ const (
 	maxFileNames  = 256    // names of other descriptors that a hello may ask for
 	socketsPage   = 64     // sockets in one answer to an operator
 	maxPollMillis = 60_000 // an operator's long poll
+	maxExclusive  = 2000   // exclusive sockets in one handoff
 	maxListed     = 64     // names or kinds that one generation reports
 
 	// Bytes of JSON in one frame, so that both lists and the rest of a status
@@ -130,11 +131,12 @@ type frame struct {
 	Hint    string `json:"hint,omitempty"`
 
 	// sockets, got, rejected, ready
-	First    int            `json:"first,omitempty"`
-	Sockets  []manifestItem `json:"sockets,omitempty"`
-	Last     bool           `json:"last,omitempty"`
-	N        int            `json:"n,omitempty"` // got: descriptors received; ready: sockets claimed
-	Rejected []rejection    `json:"rejected,omitempty"`
+	First     int            `json:"first,omitempty"`
+	Sockets   []manifestItem `json:"sockets,omitempty"`
+	Last      bool           `json:"last,omitempty"`
+	N         int            `json:"n,omitempty"`         // got: descriptors received; ready: sockets claimed
+	Exclusive []int          `json:"exclusive,omitempty"` // ready: indexes of those that must not have two owners
+	Rejected  []rejection    `json:"rejected,omitempty"`
 
 	// bye
 	Cut map[string]int `json:"cut,omitempty"` // connections cut at the drain deadline, by kind
@@ -269,8 +271,8 @@ func (f *frame) check() error {
 	if err := f.checkReports(); err != nil {
 		return fmt.Errorf("%s: %w", f.Type, err)
 	}
-	if p := f.Program; p != nil && (len(p.Label) > maxTextLen || len(p.Request) > maxTextLen) {
-		return fmt.Errorf("%s: label or request id is longer than %d bytes", f.Type, maxTextLen)
+	if p := f.Program; p != nil && (len(p.Label) > maxNameLen || len(p.Request) > maxNameLen) {
+		return fmt.Errorf("%s: label or request id is longer than %d bytes", f.Type, maxNameLen)
 	}
 	for _, name := range f.Files {
 		if err := checkName(name); err != nil {

@@ -15,7 +15,7 @@ import (
 
 // lockTimeout bounds removeSocketFile; everybody else holds the lock for a few
 // system calls.
-const lockTimeout = 5 * time.Second
+const lockTimeout = time.Second
 
 var errLocked = errors.New("another process holds the lock")
 

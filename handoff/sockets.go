@@ -206,6 +206,27 @@ func (set *socketSet) setServing(serving, parked bool) {
 	set.serving, set.parked = serving, parked
 }
 
+// acceptMissing accepts on what should be served and is not yet.
+func (set *socketSet) acceptMissing(exclusiveHeld bool) error {
+	return set.each(func(s *socket) error {
+		if s.item.Exclusive && exclusiveHeld || s.accepts() {
+			return nil
+		}
+		return s.accept()
+	})
+}
+
+// accepts says whether the program reads from s now.
+func (s *socket) accepts() bool {
+	switch {
+	case s.listener != nil:
+		return s.listener.accepts()
+	case s.packet != nil:
+		return s.packet.accepts()
+	}
+	return true
+}
+
 // accept begins to serve everything.
 func (set *socketSet) accept() error {
 	set.setServing(true, false)

@@ -16,6 +16,9 @@ import (
 // again, in milliseconds.
 const busyRetryMS = 100
 
+// noticeAfter is how long joining may wait before it says so.
+const noticeAfter = 2 * time.Second
+
 // attempt is how one attempt to join ended.
 type attempt struct {
 	err   error
@@ -34,7 +37,11 @@ type intake struct {
 // process is the first.
 func (p *Process) join(ctx context.Context) error {
 	for {
+		waits := time.AfterFunc(noticeAfter, func() {
+			p.Logger().Warn("still waiting at the control socket: its lock is held, or its backlog is full", "socket", p.cfg.Socket)
+		})
 		ln, file, c, err := meet(ctx, p.cfg.Socket, p.allow())
+		waits.Stop()
 		if err != nil {
 			return err
 		}
@@ -84,6 +91,11 @@ func (p *Process) allow() allow { return allow{UIDs: p.cfg.AllowUIDs, GIDs: p.cf
 
 // first makes this process generation 1.
 func (p *Process) first(d *descriptor, file fileID) {
+	if p.m.state == StateGone {
+		removeSocketFile(p.cfg.Socket, file)
+		d.Close()
+		return
+	}
 	p.control.hold(p.cfg.Socket, d, file)
 	// A spare that outlived its chain goes on counting.
 	p.next = p.Generation() + 1
@@ -116,6 +128,10 @@ func (p *Process) setGeneration(n uint64, handoff string) {
 
 // hello asks to become the successor of whoever answers on c.
 func (p *Process) hello(c *conn, done chan attempt) {
+	if p.m.state == StateGone {
+		c.Close()
+		return
+	}
 	l := &link{p: p, c: c, side: sideElder}
 	if who, err := c.peer(); err == nil {
 		l.peer.PID, p.incumbent = who.PID, who.PID
@@ -261,8 +277,12 @@ func (p *Process) readyFrame(l *link, f *frame) {
 	rejects := p.dropUnclaimed()
 	p.sockets.mu.Lock()
 	for _, s := range p.sockets.claimed {
-		if s.index >= 0 {
-			f.N++
+		if s.index < 0 {
+			continue
+		}
+		f.N++
+		if s.item.Exclusive && len(f.Exclusive) < maxExclusive {
+			f.Exclusive = append(f.Exclusive, s.index)
 		}
 	}
 	p.sockets.mu.Unlock()

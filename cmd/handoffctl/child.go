@@ -91,7 +91,16 @@ func openLog(path, request string) (*os.File, error) {
 	if path == "" {
 		return os.CreateTemp("", "handoffctl-"+filepath.Base(request)+"-*.log")
 	}
-	return os.OpenFile(path, os.O_APPEND|os.O_CREATE|os.O_WRONLY, 0o640)
+	// Opening a pipe that nobody reads would wait for ever otherwise.
+	f, err := os.OpenFile(path, os.O_APPEND|os.O_CREATE|os.O_WRONLY|unix.O_NONBLOCK, 0o640)
+	if err != nil {
+		return nil, err
+	}
+	if err := unix.SetNonblock(int(f.Fd()), false); err != nil {
+		f.Close()
+		return nil, err
+	}
+	return f, nil
 }
 
 // keepToOurselves closes for the child whatever this process was started with

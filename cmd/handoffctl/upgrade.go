@@ -386,11 +386,22 @@ func (u *upgrade) blocked() string {
 	return ""
 }
 
+// endChild ends a CMD that came to nothing: never one that has clients.
 func (u *upgrade) endChild(f *failure) *failure {
+	if u.child != nil && u.serves(u.f.look(context.Background())) {
+		return u.leftRunning(f, "it has clients")
+	}
 	if u.child != nil && u.child.end(endTime) {
 		f.text += fmt.Sprintf("; CMD (pid %d) was ended", u.child.pid)
 	}
 	return f
+}
+
+// serves says whether CMD, or what came with its request, accepts or drains.
+func (u *upgrade) serves(st *handoff.Status) bool {
+	return st != nil && len(inState(st, func(g handoff.GenerationStatus) bool {
+		return (g.PID == u.child.pid || g.Request == u.t.request) && g.State != "starting" && g.State != "standby"
+	})) > 0
 }
 
 func (u *upgrade) leftRunning(f *failure, why string) *failure {

@@ -43,6 +43,8 @@ func run(args []string, stdout, stderr io.Writer) int {
 		fmt.Fprintln(stdout, "server", version())
 		return exitDone
 	}
+	// A log whose reader has died is no reason to die.
+	signal.Ignore(syscall.SIGPIPE)
 	o.config.Logger = slog.New(handler(stderr, o.logFormat))
 	signals := make(chan os.Signal, 4)
 	signal.Notify(signals, syscall.SIGTERM, syscall.SIGINT)
