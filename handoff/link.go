@@ -170,7 +170,7 @@ func (p *Process) badFrame(l *link, err error) {
 		return
 	}
 	p.Logger().Error("the peer broke the protocol", "peer_pid", l.peer.PID, "peer_generation", l.number, "error", err)
-	if l.side == sideElder && p.fault == nil {
+	if l.side == sideElder && p.fault == nil && p.m.state <= StateStandby { // one that serves goes on
 		p.fault = fmt.Errorf("%w: %w", ErrProtocol, err)
 	}
 	p.feed(event{kind: evBad, side: l.side})
@@ -206,7 +206,7 @@ func (p *Process) frameArrived(l *link, f *frame, fds []*descriptor) {
 	case f.Type == msgError:
 		// An error is never answered, and changes nothing.
 		p.Logger().Warn("the peer reports an error", "code", f.Code, "text", f.Text)
-	case f.Type == msgRejected:
+	case f.Type == msgRejected && l.side != sideElder:
 		// Part of ready, which follows.
 	default:
 		p.feed(ev)
@@ -252,6 +252,10 @@ func (p *Process) sendFrame(a action) {
 		p.readyFrame(l, f)
 	case msgRelease:
 		f.Requests = p.ledger.list()
+	case msgAbort:
+		if a.why == whySilent {
+			p.fault = fmt.Errorf("%w (pid %d)", ErrSilent, l.peer.PID)
+		}
 	case msgRevoke:
 		f.Text = revokeText(a.why)
 		p.Logger().Warn("the successor is told to stop", "reason", string(a.why), "successor_pid", l.peer.PID)
