@@ -101,7 +101,9 @@ func nonsense(probe *descriptor) map[string]func(*rawPeer) {
 		"negative":       func(r *rawPeer) { r.push([]byte(`{"type":"got","n":-1}`)) },
 		"a descriptor":   func(r *rawPeer) { r.push([]byte(`{"type":"error"}`), probe) },
 		"empty with one": func(r *rawPeer) { r.push(nil, probe) },
-		"many":           func(r *rawPeer) { r.push([]byte(`{"type":"error"}`), slices.Repeat([]*descriptor{probe}, kernelMaxFDs)...) },
+		"many": func(r *rawPeer) {
+			r.push([]byte(`{"type":"error"}`), slices.Repeat([]*descriptor{probe}, kernelMaxFDs)...)
+		},
 	}
 }
 
