@@ -141,8 +141,6 @@ func (p *Process) run() {
 	close(p.joined)
 }
 
-func (p *Process) logger() *slog.Logger { return p.Logger() }
-
 // feed gives the machine an event and does what it says. Actions may raise
 // further events, which are fed after them.
 func (p *Process) feed(ev event) {
