@@ -182,6 +182,9 @@ func TestListenAndServe(t *testing.T) {
 	ctx, cancel := context.WithCancel(c.ctx)
 	defer cancel()
 	serve(ctx, "one")
+	// OnState comes before the change takes effect, this answer after it.
+	_, err := c.client().Status(c.ctx)
+	require.NoError(t, err)
 	sockets, err := c.client().Sockets(c.ctx)
 	require.NoError(t, err)
 	url := "http://" + sockets[0].Address + "/"

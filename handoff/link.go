@@ -224,7 +224,7 @@ func (p *Process) frameArrived(l *link, f *frame, fds []*descriptor) {
 	case f.Type == msgError:
 		// An error is never answered, and changes nothing.
 		p.Logger().Warn("the peer reports an error", "code", f.Code, "text", f.Text)
-	case f.Type == msgRejected:
+	case f.Type == msgRejected && l.side != sideElder:
 		// Part of ready, which follows.
 	default:
 		p.feed(ev)
@@ -270,6 +270,10 @@ func (p *Process) sendFrame(a action) {
 		p.readyFrame(l, f)
 	case msgRelease:
 		f.Requests = p.ledger.list()
+	case msgAbort:
+		if a.why == whySilent {
+			p.fault = fmt.Errorf("%w (pid %d)", ErrSilent, l.peer.PID)
+		}
 	case msgRevoke:
 		f.Text = revokeText(a.why)
 		p.Logger().Warn("the successor is told to stop", "reason", string(a.why), "successor_pid", l.peer.PID)

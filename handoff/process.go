@@ -211,15 +211,20 @@ func (p *Process) stateChanged(from, to State) {
 	if p.cfg.OnState != nil {
 		p.cfg.OnState(from, to)
 	}
-	if to == StateDraining || to == StateRevoked || to == StateGone {
-		select {
-		case <-p.done:
-		default:
-			if to == StateRevoked && !p.m.aborted {
-				p.setErr(ErrRevoked)
-			}
-			close(p.done)
-		}
+	if to == StateRevoked && !p.m.aborted {
+		p.setErr(ErrRevoked)
+	}
+	if to == StateDraining || to == StateRevoked {
+		p.closeDone()
+	}
+}
+
+// closeDone is called when Err has its value: whoever waits for Done asks next.
+func (p *Process) closeDone() {
+	select {
+	case <-p.done:
+	default:
+		close(p.done)
 	}
 }
 
@@ -380,6 +385,7 @@ func (p *Process) ended(why reason) {
 	case why == whyTimeout, why == whyDisplaced, why == whyWithdrawn, why == whyRollback:
 		p.setErr(fmt.Errorf("%w: %s", ErrRevoked, why))
 	}
+	p.closeDone()
 	p.mu.Lock()
 	p.report.Reason = string(why)
 	err := p.err

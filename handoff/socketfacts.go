@@ -26,6 +26,26 @@ type socketFacts struct {
 	inode     uint64
 }
 
+// serves says whether a socket can be what the manifest calls it. Other kinds
+// would not do what a program expects of a listener of that network.
+func (f *socketFacts) serves(k kind, network string) bool {
+	if k == kindControl {
+		return network == "unixpacket" && f.domain == unix.AF_UNIX && f.typ == unix.SOCK_SEQPACKET
+	}
+	if checkNetwork(network, k) != nil || f.typ != map[kind]int{kindStream: unix.SOCK_STREAM, kindPacket: unix.SOCK_DGRAM}[k] {
+		return false
+	}
+	switch network {
+	case "unix", "unixgram":
+		return f.domain == unix.AF_UNIX
+	case "tcp4", "udp4":
+		return f.domain == unix.AF_INET
+	case "tcp6", "udp6":
+		return f.domain == unix.AF_INET6
+	}
+	return f.domain == unix.AF_INET || f.domain == unix.AF_INET6
+}
+
 // facts asks the kernel; it changes nothing.
 func (d *descriptor) facts() (socketFacts, error) {
 	var f socketFacts

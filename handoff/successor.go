@@ -149,6 +149,22 @@ func (p *Process) hello(c *conn, done chan attempt) {
 // fromElder takes what a frame of the incumbent carries.
 func (p *Process) fromElder(l *link, f *frame, fds []*descriptor) error {
 	switch f.Type {
+	case msgWelcome, msgBusy, msgRefuse:
+		// Answers to hello. Later they must leave no trace, since this process
+		// may be serving.
+		if p.m.elder != phaseHello {
+			return fmt.Errorf("%w: %s", errLink, f.Type)
+		}
+	case msgRevoke:
+		if p.m.elder == phaseHello {
+			return fmt.Errorf("%w: %s", errLink, f.Type)
+		}
+	case msgDraining:
+		if p.m.elder != phaseReleased && p.m.elder != phaseDraining {
+			return fmt.Errorf("%w: %s", errLink, f.Type)
+		}
+	}
+	switch f.Type {
 	case msgWelcome:
 		if f.Version < minVersion || f.Version > maxVersion {
 			return fmt.Errorf("%w: version %d was not offered", errLink, f.Version)
@@ -218,6 +234,9 @@ func (p *Process) take(f *frame, fds []*descriptor) (err error) {
 		}
 	}
 	p.intake.n, p.intake.total = len(fds), p.intake.total+len(fds)
+	if p.intake.total == 0 {
+		return fmt.Errorf("%w: the control listener is missing", errLink)
+	}
 	if f.Last && p.intake.total != p.intake.want {
 		return fmt.Errorf("%w: %d items were announced and %d sent", errLink, p.intake.want, p.intake.total)
 	}
@@ -262,6 +281,8 @@ func (p *Process) checkItem(it *manifestItem, d *descriptor) error {
 	case facts.domain != it.Domain || facts.typ != it.Type || facts.protocol != it.Protocol:
 		return fmt.Errorf("domain, type, protocol are %d, %d, %d instead of %d, %d, %d",
 			facts.domain, facts.typ, facts.protocol, it.Domain, it.Type, it.Protocol)
+	case !facts.serves(it.Kind, it.Network):
+		return fmt.Errorf("domain %d, type %d is no %s socket of network %q", facts.domain, facts.typ, it.Kind, it.Network)
 	case facts.accepting != (it.Kind != kindPacket):
 		return fmt.Errorf("listening is %t", facts.accepting)
 	case facts.local != it.Local:
