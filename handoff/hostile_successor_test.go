@@ -234,7 +234,11 @@ func TestSuccessorThatDoesNotRead(t *testing.T) {
 			g.reach(g.one, StateServing)
 			s, err := g.client().Status(g.ctx)
 			require.NoError(t, err)
-			require.Len(t, s.Generations, 1)
+			require.EqualValues(t, 1, s.Generation)
+			require.Equal(t, "serving", s.Generations[0].State)
+			for _, g := range s.Generations[1:] {
+				require.Equal(t, "revoked", g.State, "one that had served is waited for")
+			}
 			require.Less(t, time.Since(begun), 8*sendTimeout)
 			require.NoError(t, r.c.Close())
 			g.unharmed()

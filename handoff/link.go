@@ -175,7 +175,7 @@ func (p *Process) badFrame(l *link, err error) {
 		return
 	}
 	// What this process can't take is no lie of the peer's.
-	protocol := !errors.Is(err, errLocal) && !errors.Is(err, ErrTruncated) && !errors.Is(err, ErrForeignNetns)
+	protocol := !errors.Is(err, errLocal) && !errors.Is(err, ErrForeignNetns)
 	what := "the peer broke the protocol"
 	if !protocol {
 		what = "what the peer sent can't be taken"

@@ -62,9 +62,13 @@ func (p *Process) self() *GenerationStatus {
 }
 
 func (p *Process) describe(who program, s State) GenerationStatus {
+	age := 0.0
+	if !who.Started.IsZero() {
+		age = max(0, time.Since(who.Started).Seconds())
+	}
 	return GenerationStatus{
 		Generation: who.Generation, State: s.String(), PID: who.PID, Label: who.Label, Request: who.Request,
-		Started: who.Started, AgeSeconds: max(0, time.Since(who.Started).Seconds()),
+		Started: who.Started, AgeSeconds: age,
 	}
 }
 

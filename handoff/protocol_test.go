@@ -122,7 +122,7 @@ func TestBounds(t *testing.T) {
 		{"reason", &frame{Type: msgAbort, Reason: reason(long)}, "text of"},
 		{"code", &frame{Type: msgError, Code: long}, "text of"},
 		{"hint", &frame{Type: msgError, Hint: long}, "text of"},
-		{"request", &frame{Type: msgHandover, Request: long}, "text of"},
+		{"request", &frame{Type: msgHandover, Request: long}, "at most 128"},
 		{"handoff", with(welcome(), func(f *frame) { f.Handoff = long }), "text of"},
 		{"negative n", &frame{Type: msgGot, N: -1}, "negative"},
 		{"negative first", &frame{Type: msgSockets, First: -1, Last: true}, "negative"},
