@@ -2,6 +2,7 @@ package handoff
 
 import (
 	"context"
+	"log/slog"
 	"net"
 	"os"
 	"path/filepath"
@@ -200,4 +201,134 @@ func TestContextErrorNamesThePath(t *testing.T) {
 	_, err = Start(ctx, c.config("B"))
 	var op *OpError
 	require.ErrorAs(t, err, &op)
+}
+
+func TestStartCancelledAtAnyMoment(t *testing.T) {
+	c := newChain(t)
+	a := c.start("A")
+	for range 300 {
+		c.listen(a, "tcp", "127.0.0.1:0")
+	}
+	c.ready(a)
+	cfg := c.config("B")
+	cfg.Logger = slog.New(slog.DiscardHandler)
+	for i := range 150 {
+		ctx, cancel := context.WithTimeout(c.ctx, time.Duration(i%50)*150*time.Microsecond)
+		if b, err := Start(ctx, cfg); err == nil {
+			b.Close()
+		}
+		cancel()
+	}
+	// newChain looks for descriptors that are left.
+}
+
+func TestExclusiveDeclaredByTheSuccessorAlone(t *testing.T) {
+	c := newChain(t)
+	a := c.start("A", probation)
+	pa, err := a.ListenPacket(c.ctx, "udp", "127.0.0.1:0")
+	require.NoError(t, err)
+	c.ready(a)
+	gate := make(chan struct{})
+	b := c.start("B", func(cfg *Config) {
+		cfg.OnState = func(_, to State) {
+			if to == StateRevoked {
+				<-gate
+			}
+		}
+	})
+	_, err = b.ListenPacketSocket(c.ctx, Socket{Network: "udp", Address: "127.0.0.1:0", Exclusive: true})
+	require.NoError(t, err)
+	c.ready(b)
+	_, err = c.client().Rollback(c.ctx)
+	require.NoError(t, err)
+	accepts := func() (yes bool) {
+		a.ask(func() { yes = a.sockets.claimed[0].accepts() })
+		return yes
+	}
+	require.False(t, accepts(), "the successor has not confirmed")
+	close(gate)
+	c.until("it resumes", accepts)
+	require.NoError(t, pa.Close())
+}
+
+func TestStopsInsideOnState(t *testing.T) {
+	c := newChain(t)
+	var p *Process
+	started := make(chan struct{})
+	p = c.start("A", func(cfg *Config) {
+		cfg.OnState = func(_, to State) {
+			if to == StateServing {
+				<-started
+				for range 200 {
+					p.Stop()
+				}
+			}
+		}
+	})
+	close(started)
+	c.ready(p)
+	c.wait(p)
+}
+
+func TestStopAfterTheEnd(t *testing.T) {
+	c := newChain(t)
+	p := c.start("A")
+	require.NoError(t, p.Close())
+	for range 200 {
+		p.Stop()
+	}
+	require.NoError(t, p.Close())
+	require.ErrorIs(t, p.Ready(c.ctx), ErrStopped)
+}
+
+// The word that a link was read empty comes after that link has ended.
+func TestStaleEmptyDismissesNobody(t *testing.T) {
+	m := machine{probation: true}
+	for _, ev := range []event{
+		{kind: evNobody},
+		{kind: evAppReady},
+		{kind: evHello, mode: Auto},
+		{kind: evTimer, timer: timerStep}, // hung
+		{kind: evEOF, side: sideYounger},  // and dead while its link was read
+		{kind: evHello, mode: Auto},
+		{kind: evEmpty, side: sideYounger},
+	} {
+		m.step(ev)
+	}
+	require.Equal(t, phaseOffer, m.younger)
+}
+
+func TestFinishedRequestIsNotOverwritten(t *testing.T) {
+	var g ledger
+	g.set(RequestStatus{ID: "x", Outcome: "committed", Generation: 2})
+	g.set(RequestStatus{ID: "x", Outcome: "starting", Generation: 3})
+	g.set(RequestStatus{ID: "x", Outcome: "failed", Generation: 3})
+	r, _ := g.find("x")
+	require.Equal(t, RequestStatus{ID: "x", Outcome: "committed", Generation: 2}, r)
+	g.set(RequestStatus{ID: "x", Outcome: "released", Generation: 2})
+	r, _ = g.find("x")
+	require.Equal(t, "released", r.Outcome)
+}
+
+// What could not be opened, for want of descriptors for instance, is tried again.
+func TestWhatDoesNotAcceptIsMended(t *testing.T) {
+	c := newChain(t)
+	p := c.start("A")
+	ln := c.listen(p, "tcp", "127.0.0.1:0")
+	greet(p, ln)
+	pc, err := p.ListenPacket(c.ctx, "udp", "127.0.0.1:0")
+	require.NoError(t, err)
+	c.ready(p)
+	p.ask(func() {
+		for _, s := range p.sockets.claimed {
+			s.park()
+		}
+		p.control.ln.Close()
+		p.control.ln = nil
+		p.mendLater()
+	})
+	require.Equal(t, "1", asked(t, ln.Addr()))
+	_, err = c.client().Status(c.ctx)
+	require.NoError(t, err)
+	require.NoError(t, pc.Close())
 }
