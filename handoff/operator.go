@@ -133,15 +133,22 @@ func (p *Process) answerStatus(f *frame) (*frame, bool) {
 	for expired := f.WaitMS == 0; ; {
 		var s *Status
 		var wake chan struct{}
+		gone := false
 		ok := p.ask(func() {
+			if gone = p.m.state == StateGone; gone {
+				return
+			}
 			s = p.status()
 			if f.After != nil && f.After.Instance == p.instance && f.After.Revision == p.revision && !expired {
 				s, wake = nil, make(chan struct{})
 				p.watchers = append(p.watchers, wake)
 			}
 		})
-		if !ok || s != nil {
-			return &frame{Type: msgStatus, Status: s}, ok
+		if !ok || gone {
+			return nil, false
+		}
+		if s != nil {
+			return &frame{Type: msgStatus, Status: s}, true
 		}
 		select {
 		case <-wake:
