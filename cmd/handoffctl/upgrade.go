@@ -78,6 +78,7 @@ type upgrade struct {
 	logPath string
 	argv    []string
 	child   *child // nil if CMD was not started by this run
+	unlock  func() // lets other runs with the same request id look
 }
 
 func (u *upgrade) run(ctx context.Context, c *handoff.Client) error {
@@ -99,6 +100,11 @@ func (u *upgrade) run(ctx context.Context, c *handoff.Client) error {
 
 // upgrade starts CMD unless the request is known already, and waits.
 func (u *upgrade) upgrade(ctx context.Context, path string) error {
+	var err error
+	if u.unlock, err = lockRequest(ctx, u.f.c.Socket, u.t.request); err != nil {
+		return err
+	}
+	defer u.unlock()
 	known, err := u.known(ctx)
 	if err != nil {
 		return err
@@ -231,6 +237,9 @@ func (u *upgrade) see(ctx context.Context, up update) (done bool, err error) {
 	}
 	u.f.seen = true
 	p := u.t.in(up.st)
+	if p.outcome != "" {
+		u.unlock()
+	}
 	u.r.Outcome, u.r.Generation, u.r.Reason = p.outcome, p.generation, p.reason
 	switch {
 	case p.failed():
