@@ -24,14 +24,15 @@ import (
 type Client struct {
 	// Socket is the path of the control socket.
 	Socket string
-	// AllowUIDs are the users whose process may answer; nil means this process's
-	// own user and root.
+	// AllowUIDs are the users whose process may answer, besides this process's
+	// own user and root; nil means nobody else.
 	AllowUIDs []uint32
 }
 
 var (
 	// ErrNoAnswer means that the process at the control socket ended the
-	// connection before it answered: it is gone, or does not talk to this user.
+	// connection before it answered: it is gone, does not talk to this user, or
+	// made room for other connections.
 	// Whether a verb was heard is unknown; Status tells.
 	ErrNoAnswer = errors.New("the connection ended without an answer: the process ended just then, or does not answer this user (its log says)")
 	// ErrBadAnswer means that what came back is not an answer of this protocol,
@@ -111,6 +112,8 @@ func (c *Client) Watch(ctx context.Context, after *Status) (*Status, error) {
 }
 
 // Sockets lists what the answering process holds, in the order of the manifest.
+// More than 64 are asked for page by page: what changes meanwhile may be missing
+// or listed twice.
 func (c *Client) Sockets(ctx context.Context) ([]SocketInfo, error) {
 	var all []SocketInfo
 	for {
@@ -137,8 +140,8 @@ func (c *Client) Handover(ctx context.Context, request string) (Answer, error) {
 }
 
 // Rollback tells the incumbent to take back, which it can until it has released;
-// after that, and where nothing was committed, the answer is a RemoteError with
-// CodeNotNow.
+// after that, and where it is not parked, the answer is a RemoteError with
+// CodeNotNow. If the last handoff was rolled back already, the answer says so.
 func (c *Client) Rollback(ctx context.Context) (Answer, error) {
 	return c.verb(ctx, &frame{Type: msgRollback}, false)
 }
@@ -149,9 +152,10 @@ func (c *Client) Stop(ctx context.Context) (Answer, error) {
 	return c.verb(ctx, &frame{Type: msgStop}, false)
 }
 
-// StopAndWait is Stop, and returns when that process's part is over. If ctx ends
-// first the error is ctx's and the Answer, if it came, is returned too: the
-// process goes on stopping.
+// StopAndWait is Stop, and returns when the connection that it asked on ends,
+// which is when that process's part is over. Where the process serves on because
+// its successor failed, that is not before ctx ends. If ctx ends first the error
+// is ctx's and the Answer, if it came, is returned too: the process goes on.
 func (c *Client) StopAndWait(ctx context.Context) (Answer, error) {
 	conn, err := dialOperator(ctx, c.Socket, c.AllowUIDs)
 	if err != nil {
@@ -174,8 +178,9 @@ func (c *Client) StopAndWait(ctx context.Context) (Answer, error) {
 }
 
 // Withdraw takes a request back before it is committed: its successor is sent
-// away, and refused however late it comes. It may be repeated. After commit the
-// answer is a RemoteError with CodeNotNow.
+// away, and refused however late it comes, as long as the id is among the 32 that
+// are remembered. It may be repeated. After commit the answer is a RemoteError
+// with CodeNotNow.
 func (c *Client) Withdraw(ctx context.Context, request string) (Answer, error) {
 	return c.verb(ctx, &frame{Type: msgWithdraw, Request: request}, true)
 }

@@ -32,8 +32,9 @@
 // # Who owns what
 //
 // A Process owns a duplicate of every socket, outside the runtime's poller, from
-// Listen to its end, and what Listen and ListenPacket return, which stop
-// delivering while the process is parked and go on when it resumes. Connections
+// Listen to its end or to the program's closing it, and what Listen and
+// ListenPacket return, which stop delivering while the process is parked and go on
+// when it resumes. Connections
 // that were accepted are the program's; an HTTPServer drains its own. The control
 // listener is handed over like the others and its path is bound once: only the
 // last owner removes it.
@@ -42,7 +43,8 @@
 //
 // handoff.go is the public API from top to bottom; machine.go the states;
 // process.go the loop that obeys them; successor.go and incumbent.go the two
-// sides of a link; answer.go what else comes through the control socket;
-// sockets.go and claim.go the named set; scmrights.go and unixsock.go what the
-// kernel does; http.go the drain. docs/protocol.md is the same for other languages.
+// sides of a link; answer.go and operator.go what else comes through the control
+// socket; sockets.go and claim.go the named set, listener.go and packetconn.go what
+// a program holds of it; scmrights.go and unixsock.go what the kernel does; drain.go
+// and http.go the drain. docs/protocol.md is the same for other languages.
 package handoff

@@ -164,7 +164,7 @@ func TestDocumentedFrames(t *testing.T) {
 			require.Contains(t, fields, name, "field of %v", typ)
 		}
 	}
-	for _, typ := range []reflect.Type{reflect.TypeFor[program](), reflect.TypeFor[revision](), reflect.TypeFor[rejection](), reflect.TypeFor[versionRange]()} {
+	for _, typ := range []reflect.Type{reflect.TypeFor[program](), reflect.TypeFor[revision](), reflect.TypeFor[rejection](), reflect.TypeFor[versionRange](), reflect.TypeFor[deadlines](), reflect.TypeFor[fileID]()} {
 		for _, f := range reflect.VisibleFields(typ) {
 			name, _, _ := strings.Cut(f.Tag.Get("json"), ",")
 			require.Regexp(t, "[`\"]"+name+"[`\"]", doc, "field of %v", typ)
@@ -273,6 +273,7 @@ func TestDocumentedDeadlines(t *testing.T) {
 		"successor that was told `busy":      inWords(busyRetryMS * time.Millisecond),
 		"full backlog of the control socket": inWords(newBackoff().next) + ", doubling to " + inWords(newBackoff().most),
 		"removing a socket's file":           inWords(lockTimeout),
+		"accepting what is queued":           inWords(shutGrace),
 	} {
 		require.Contains(t, tables, what)
 		require.Contains(t, tables[what][1], want, what)
@@ -293,6 +294,7 @@ func TestDocumentedLimits(t *testing.T) {
 	limits := map[string]int{
 		"maxFrame": maxFrame, "maxBatch": maxBatch, "kernelMaxFDs": kernelMaxFDs, "maxSockets": maxSockets, "maxNameLen": maxNameLen,
 		"maxTextLen": maxTextLen, "maxFileNames": maxFileNames, "maxRejects": maxRejects, "maxRequests": maxRequests, "maxOlder": maxOlder,
+		"maxRequestsSize": maxRequestsSize, "maxOlderSize": maxOlderSize, "maxListed": maxListed,
 		"socketsPage": socketsPage, "maxPollMillis": maxPollMillis, "maxConns": maxConns, "maxSocketPath": maxSocketPath,
 	}
 	// Every constant of the package that is called a maximum is a limit, but

@@ -21,7 +21,8 @@ const (
 // HANDOFF_SOCKET, names the control socket. A Config is read by Start only.
 type Config struct {
 	// Socket is the control socket's path, one per service, at most 107 bytes,
-	// in a directory that no other user may write. "" is $HANDOFF_SOCKET.
+	// in a directory that no other user may write, or a sticky one. "" is
+	// $HANDOFF_SOCKET.
 	Socket string
 
 	// Label names this version in logs and status; at most 128 bytes.
@@ -47,16 +48,19 @@ type Config struct {
 	DrainTimeout time.Duration
 
 	// StepTimeout bounds each answer of the peer during a handoff, other than
-	// Ready. 0 is 5 s; negative is 24 h.
+	// Ready, and how long a connection to the control socket may ask nothing
+	// (at most 60 s then). 0 is 5 s; negative is 24 h.
 	StepTimeout time.Duration
 
 	// AllowUIDs and AllowGIDs say who may be the peer, successor, incumbent or
-	// operator. Both empty: this process's own user and root.
+	// operator, besides this process's own user and root, by effective ids. Both
+	// empty: nobody else.
 	AllowUIDs, AllowGIDs []uint32
 
 	// Files are the names of descriptors other than sockets that this program
-	// will ask for with File. A spare can't have any, because a file that the
-	// program already uses can't be exchanged under it.
+	// will ask for with File; at most 256, each like a Socket's name. A spare
+	// can't have any, because a file that the program already uses can't be
+	// exchanged under it.
 	Files []string
 
 	// Logger gets every line of this process's part; each has the generation
@@ -122,8 +126,9 @@ func (c Config) withDefaults() (Config, error) {
 // for the incumbent: Close, or the end of this process, leaves it serving.
 //
 // Errors: ErrIncumbent (Takeover is Never and somebody serves), ErrRefused,
-// ErrSilent, ErrPermission, ErrDirectory, ErrNotSocket, ErrNotHandoff,
-// ErrPathTooLong, ErrForeignNetns, ErrProtocol; docs/errors.md says what to do.
+// ErrRevoked, ErrSilent, ErrPermission, ErrDirectory, ErrNotSocket,
+// ErrNotHandoff, ErrPathTooLong, ErrForeignNetns, ErrTruncated, ErrProtocol, or
+// ctx's; docs/errors.md says what to do.
 func Start(ctx context.Context, cfg Config) (*Process, error) {
 	cfg, err := cfg.withDefaults()
 	if err != nil {
@@ -147,7 +152,9 @@ func Start(ctx context.Context, cfg Config) (*Process, error) {
 // net.ErrClosed when it no longer serves for good. A fresh listener refuses
 // connections until this process serves, so that nobody waits in the queue of a
 // standby. Closing the listener gives the socket up; otherwise the Process
-// closes it. Safe for concurrent use.
+// closes it. ctx bounds the opening of a fresh one only. The error is
+// ErrNotServing after this process's part, or says what is wrong with the
+// address. Safe for concurrent use.
 func (p *Process) Listen(ctx context.Context, network, address string) (net.Listener, error) {
 	return p.ListenSocket(ctx, Socket{Network: network, Address: address})
 }
@@ -163,8 +170,8 @@ func (p *Process) ListenPacket(ctx context.Context, network, address string) (ne
 
 // Socket names a socket that a program wants.
 type Socket struct {
-	// Name is what the socket is called from version to version, at most 128
-	// bytes. "" is Address as written. A TCP and a UDP socket may share a name.
+	// Name is what the socket is called from version to version: at most 128
+	// bytes of UTF-8 without control characters. "" is Address as written. A TCP and a UDP socket may share a name.
 	Name string
 
 	// Network is as for Listen or ListenPacket.
@@ -195,8 +202,8 @@ func (p *Process) ListenSocket(ctx context.Context, s Socket) (net.Listener, err
 
 // ListenGroup returns n listeners on one address, an SO_REUSEPORT group whose
 // every member is handed over. If the successor asks for fewer, the rest is
-// served by the incumbent until release and then closed. n = 0 is one listener
-// without SO_REUSEPORT.
+// served by the incumbent until release and then closed. n = 0, or less, is one
+// listener without SO_REUSEPORT.
 func (p *Process) ListenGroup(ctx context.Context, s Socket, n int) ([]net.Listener, error) {
 	all, err := p.open(ctx, s, n, kindStream)
 	if err != nil {
@@ -233,14 +240,15 @@ func (p *Process) ListenPacketGroup(ctx context.Context, s Socket, n int) ([]net
 
 // File returns the descriptor that was inherited under this name, which
 // Config.Files must list, or what open returns. The caller owns the file that
-// is returned; the Process keeps a duplicate to hand over.
+// is returned; the Process keeps a duplicate to hand over. open must not use the
+// Process. The error is ErrNotServing after this process's part, or open's.
 func (p *Process) File(name string, open func() (*os.File, error)) (*os.File, error) {
 	return p.openFile(name, open)
 }
 
 // Ready tells that this program can serve, and returns when it does: at once as
-// generation 1, after the incumbent's commit as its successor. A standby waits
-// here; OnState tells it is one. The error says why this process will not
+// generation 1, after the incumbent's commit or death as its successor. A
+// standby waits here; OnState tells it is one. The error says why this process will not
 // serve: ErrRefused, ErrRevoked, ErrStopped, ErrProtocol, or what went wrong
 // when the sockets were to be served. If ctx ends, Ready returns its error and
 // changes nothing: call it again, or Close.
@@ -306,8 +314,9 @@ func (p *Process) Logger() *slog.Logger {
 	return l
 }
 
-// Unclaimed lists the inherited sockets that this program did not ask for; they
-// were closed here at Ready, and the incumbent closes them at release.
+// Unclaimed lists the inherited sockets that this program did not ask for, or
+// closed again before Ready; they were closed here at Ready, and the incumbent
+// closes them at release. nil before Ready.
 func (p *Process) Unclaimed() []string {
 	p.mu.Lock()
 	defer p.mu.Unlock()
@@ -316,8 +325,9 @@ func (p *Process) Unclaimed() []string {
 
 // Stop is what SIGTERM means in the present state. A process that serves hands
 // over to its standby if there is one, waits for a successor that is starting,
-// and otherwise stops accepting and drains. In probation the incumbent releases
-// at once, and the successor gives back. A process that does not serve yet
+// and otherwise stops accepting and drains. If the successor that it handed over
+// to fails before it is released, it serves on and warns: stop it again. In
+// probation the incumbent releases at once, and the successor gives back. A process that does not serve yet
 // leaves. Stop does not block; Done and Wait tell the rest.
 func (p *Process) Stop() {
 	select {
@@ -328,7 +338,7 @@ func (p *Process) Stop() {
 
 // Report says how a process ended.
 type Report struct {
-	Reason   string         // handed_over, stopped, revoked, closed, …
+	Reason   string         // handed_over, stopped, revoked, closed, …; docs/protocol.md has them all
 	Open     map[string]int // connections that were open when the drain began, by kind
 	Cut      map[string]int // connections that were cut at the deadline, by kind
 	Duration time.Duration  // of the drain
@@ -336,7 +346,8 @@ type Report struct {
 
 // Wait waits until this process no longer serves and its HTTP connections are
 // finished, or cut at the drain deadline; then it says goodbye and closes
-// everything. The error is that of Err, or of ctx, which only ends the waiting.
+// everything. The error is that of Err, or of ctx, which only ends this waiting:
+// once Wait was called the drain ends by itself.
 func (p *Process) Wait(ctx context.Context) (Report, error) {
 	p.post(func() { p.waited = true; p.drainedIfDone() })
 	select {

@@ -11,7 +11,7 @@ import (
 // or is the first; listens on srv.Addr (":http" if empty), inherited or fresh;
 // serves; and returns when this process has ended its part: nil after it handed
 // over or was stopped, and its connections were finished or cut at the
-// deadline. When ctx ends, that means Stop.
+// deadline. When ctx ends, that means Stop; before it serves the error is ctx's.
 //
 // It takes over srv as NewHTTPServer does. Errors are those of Start, Listen,
 // Ready and Wait.

@@ -39,7 +39,7 @@ type Status struct {
 
 // GenerationStatus is one living process of the chain.
 type GenerationStatus struct {
-	// Generation is the process's number, from 1, never reused.
+	// Generation is the process's number, from 1, never reused in its chain.
 	Generation uint64 `json:"generation"`
 	// State is a State's name: starting, standby, serving, parked, releasing,
 	// draining, revoked. During probation two generations are listed as holding
@@ -56,19 +56,21 @@ type GenerationStatus struct {
 	// AgeSeconds is Status.Time minus Started.
 	AgeSeconds float64 `json:"age_seconds"`
 	// Sockets counts the named sockets and files that the process holds, the
-	// control socket aside.
+	// control socket aside; of a successor, those that it took, 0 until it is
+	// ready.
 	Sockets int `json:"sockets"`
-	// Unclaimed names what was offered to the process and not taken by it.
+	// Unclaimed names what the process holds and its present successor does not
+	// take: 20 at most, then how many more.
 	Unclaimed []string `json:"unclaimed,omitempty"`
 	// Open counts its open connections by kind: active, idle, new, h2, hijacked.
 	// A kind that has none may be absent.
 	Open map[string]int `json:"open,omitempty"`
 	// LeftSeconds is the time until the process's present state is ended by
-	// force: of the probation (parked) or of the drain (draining). 0 if nothing is
-	// running out.
+	// force: of the probation (parked) or of the drain (draining, revoked). 0 if
+	// nothing is running out.
 	LeftSeconds float64 `json:"left_seconds,omitempty"`
-	// Handoff is the id that both sides write into their logs while this process
-	// takes part in a handoff, or "".
+	// Handoff is the id that both sides of the handoff under way, or of the last
+	// one that this process took part in, write into their logs; or "".
 	Handoff string `json:"handoff,omitempty"`
 }
 
@@ -81,8 +83,8 @@ const (
 	OutcomeStandby    = "standby"     // it is ready and waits
 	OutcomeCommitted  = "committed"   // it serves; the incumbent can still take back
 	OutcomeReleased   = "released"    // it serves, and nobody can take back any more
-	OutcomeServing    = "serving"     // it serves as the first of its chain, or after its incumbent's death
-	OutcomeWithdrawn  = "withdrawn"   // taken back before commit: refused however late it comes
+	OutcomeServing    = "serving"     // it serves as the first of its chain, or its incumbent died while it was starting
+	OutcomeWithdrawn  = "withdrawn"   // taken back before commit: refused however late it comes, until 32 others are remembered
 	OutcomeFailed     = "failed"      // ended before commit; the incumbent serves
 	OutcomeRolledBack = "rolled_back" // ended after commit; the incumbent serves again
 )
@@ -91,7 +93,8 @@ const (
 type RequestStatus struct {
 	ID      string `json:"id"`
 	Outcome string `json:"outcome"`
-	// Generation is the successor's number; 0 if none came yet.
+	// Generation is the successor's number; 0 if none came, or if the request was
+	// withdrawn.
 	Generation uint64 `json:"generation,omitempty"`
 	// Reason says why, where the outcome is an end.
 	Reason string `json:"reason,omitempty"`
@@ -101,15 +104,17 @@ type RequestStatus struct {
 
 // HandoffStatus is an attempt at a handoff that came to an end.
 type HandoffStatus struct {
-	// ID is what both sides wrote into their logs.
-	ID      string `json:"id"`
+	// ID is what both sides wrote into their logs; "" for the first of a chain.
+	ID string `json:"id"`
+	// From and To are the generations; From is 0 where there was nobody to take
+	// over from.
 	From    uint64 `json:"from"`
 	To      uint64 `json:"to"`
 	Outcome string `json:"outcome"`
 	Reason  string `json:"reason,omitempty"`
 	// Cut counts by kind the connections that the older generation had to close
 	// at its drain deadline. It is known once that generation is gone; nil means
-	// that it drains still, or that nothing was cut.
+	// that it drains still, that it died, or that nothing was cut.
 	Cut  map[string]int `json:"cut,omitempty"`
 	Time time.Time      `json:"time"`
 }
@@ -142,7 +147,8 @@ type Answer struct {
 	// Already says that it was done, or under way, before it was asked.
 	Already bool `json:"already,omitempty"`
 	// Generation is the process that the verb is about: the successor of a
-	// handover, the generation that is stopped; 0 if it names none.
+	// handover; otherwise the generation that answered, which is stopped, or
+	// serves on.
 	Generation uint64 `json:"generation,omitempty"`
 	// Request is the id under which Status shows the outcome, or "".
 	Request string `json:"request,omitempty"`

@@ -9,9 +9,9 @@ const (
 	// Auto takes over as soon as Ready is called.
 	Auto Takeover = iota
 	// Standby becomes ready and waits for an operator's handover, or for the
-	// incumbent's death.
+	// incumbent's stop or death.
 	Standby
-	// Spare waits for the incumbent's death only. It gives way to any other
+	// Spare waits for the incumbent's stop or death only. It gives way to any other
 	// successor and registers with the next incumbent by itself, so that a hot
 	// spare never blocks a deploy.
 	Spare
