@@ -32,7 +32,8 @@ type controlSocket struct {
 
 type trackedControl struct {
 	c    *conn
-	link bool
+	link bool // stays: a link, reports of an older generation, or a stop that waits for its end
+	stop bool // an operator waits for this process's end
 }
 
 // item is the control listener's line in the manifest.
@@ -97,12 +98,24 @@ func (s *controlSocket) track(c *conn) {
 	s.conns = append(s.conns, trackedControl{c: c})
 }
 
-// keep says that c has become a link, or carries a generation's reports.
-func (s *controlSocket) keep(c *conn) {
+// keep says that c does not make room for others: it has become a link, carries
+// a generation's reports, or waits for the end that it asked for (stop).
+func (s *controlSocket) keep(c *conn, stop bool) {
 	s.mu.Lock()
 	defer s.mu.Unlock()
 	if i := s.find(c); i >= 0 {
-		s.conns[i].link = true
+		s.conns[i].link, s.conns[i].stop = true, stop
+	}
+}
+
+// sayBye tells operators who wait for this process's end what was cut.
+func (s *controlSocket) sayBye(cut map[string]int) {
+	s.mu.Lock()
+	defer s.mu.Unlock()
+	for _, t := range s.conns {
+		if t.stop {
+			say(t.c, &frame{Type: msgBye, Cut: cut})
+		}
 	}
 }
 
@@ -204,12 +217,12 @@ func (p *Process) answerOne(c *conn) {
 		switch f.Type {
 		case msgHello:
 			c.setReadDeadline(time.Time{})
-			p.control.keep(c)
+			p.control.keep(c, false)
 			link = p.admitOrNot(c, f)
 			return
 		case msgRegister:
 			c.setReadDeadline(time.Time{})
-			p.control.keep(c)
+			p.control.keep(c, false)
 			p.hearRegistered(c, f)
 			return
 		}
@@ -218,10 +231,11 @@ func (p *Process) answerOne(c *conn) {
 		}
 		err = say(c, p.answerOperator(f))
 		if f.Type == msgStop {
-			p.Stop() // after the answer: this process may be gone at once
-			// The connection tells by its end when it is.
+			// The connection tells by its end when this process has ended.
 			stopped = true
+			p.control.keep(c, true)
 			c.setReadDeadline(time.Time{})
+			p.Stop() // after the answer: it may be gone at once
 		}
 		if err != nil {
 			return

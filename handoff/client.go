@@ -168,13 +168,19 @@ func (c *Client) StopAndWait(ctx context.Context) (Answer, error) {
 	}
 	// The path is free long before a plain stop has drained. The connection
 	// ends when the process does.
+	answer := answerOf(f)
 	for err == nil {
-		_, err = conn.next(ctx)
+		var b []byte
+		if b, err = conn.next(ctx); err == nil {
+			if last, bad := decode(b); bad == nil && last.Type == msgBye {
+				answer.Cut = last.Cut
+			}
+		}
 	}
 	if !errors.Is(err, ErrNoAnswer) {
-		return answerOf(f), c.fail("stop", err)
+		return answer, c.fail("stop", err)
 	}
-	return answerOf(f), nil
+	return answer, nil
 }
 
 // Withdraw takes a request back before it is committed: its successor is sent

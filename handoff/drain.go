@@ -38,8 +38,6 @@ func (p *Process) openConnections() map[string]int {
 
 // beginDrain starts the lame duck of whatever drains, and waits for it elsewhere.
 func (p *Process) beginDrain(plain bool) {
-	p.began = time.Now()
-	p.deadline = p.began.Add(p.cfg.DrainTimeout)
 	until, shut := p.deadline, p.shut
 	p.work.Go(func() {
 		// What was queued on a listener that is shut is accepted first.

@@ -102,12 +102,15 @@ func (c Config) withDefaults() (Config, error) {
 		return c, fmt.Errorf("handoff: no control socket: set Config.Socket or %s", EnvSocket)
 	case c.Takeover > Never:
 		return c, fmt.Errorf("handoff: %v is no way to take over", c.Takeover)
-	case len(c.Label) > maxNameLen || len(c.Request) > maxNameLen:
-		return c, fmt.Errorf("handoff: label and request id have at most %d bytes", maxNameLen)
 	case len(c.Files) > 0 && c.Takeover == Spare:
 		return c, errors.New("handoff: a spare can't ask for files")
 	case len(c.Files) > maxFileNames:
 		return c, fmt.Errorf("handoff: %d files are asked for, at most %d can be", len(c.Files), maxFileNames)
+	}
+	for _, s := range []string{c.Label, c.Request} {
+		if err := checkName(s); s != "" && err != nil {
+			return c, fmt.Errorf("handoff: label or request id: %w", err)
+		}
 	}
 	for _, name := range c.Files {
 		if err := checkName(name); err != nil {

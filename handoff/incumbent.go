@@ -230,7 +230,7 @@ func (p *Process) recordOutcome(out outcome, why reason) {
 	if l != nil && p.ledger.verb != "" {
 		p.ledger.set(RequestStatus{ID: p.ledger.verb, Outcome: outcome, Generation: h.To, Reason: string(why), Time: h.Time})
 	}
-	if out >= outcomeReleased {
+	if out >= outcomeReleased && why != whyDisplaced { // a spare that gives way is no attempt that failed
 		p.last = &h
 		p.ledger.verb = ""
 	}

@@ -115,6 +115,8 @@ func (o *steps) stop() {
 		default:
 			o.plainStop()
 		}
+	case StateReleasing:
+		m.asked = true
 	case StateParked:
 		m.hurry = true
 		if m.younger == phaseServing {

@@ -30,10 +30,10 @@ func (p *Process) answerOperator(f *frame) *frame {
 		out = &frame{Type: msgError, Code: "unknown_type", Text: "this process does not know that question", Hint: "is the tool newer than the server?"}
 	}
 	if !ok && f.Type == msgStatus {
-		return refusal(CodeBusy, "this process has just ended", "ask again")
+		return refusal("busy", "this process has just ended", "ask again")
 	}
 	if !ok {
-		return refusal(CodeNotNow, "this process has just ended", "see handoffctl status")
+		return refusal("not_now", "this process has just ended", "see handoffctl status")
 	}
 	return out
 }

@@ -72,10 +72,9 @@ type Process struct {
 	answer    reply  // to the operator's verb under way
 	watchers  []chan struct{}
 	revision  uint64
-	waited    bool // the program calls Wait: the drain may end by itself
-	answers   bool // this process is to answer the control socket
-	mending   bool // something is tried again
-	drainEnd  *time.Timer
+	waited    bool      // the program calls Wait: the drain may end by itself
+	answers   bool      // this process is to answer the control socket
+	mending   bool      // something is tried again
 	deadline  time.Time // of probation or drain
 	began     time.Time // of the drain
 	shut      []*listener
@@ -130,9 +129,6 @@ func (p *Process) run() {
 		}
 	}
 	p.die()
-	if p.drainEnd != nil {
-		p.drainEnd.Stop()
-	}
 	for _, t := range p.timers {
 		t.stop()
 	}
@@ -150,6 +146,7 @@ func (p *Process) run() {
 	p.changed()
 	close(p.gone)
 	p.emptyInbox()
+	p.control.sayBye(p.report.Cut)
 	p.control.closeConns()
 	p.work.Wait()
 	close(p.joined)
@@ -211,6 +208,8 @@ func (p *Process) stateChanged(from, to State) {
 		p.setErr(ErrRevoked)
 	}
 	if to == StateDraining || to == StateRevoked {
+		p.began = time.Now()
+		p.deadline = p.began.Add(p.cfg.DrainTimeout)
 		p.closeDone()
 	}
 }

@@ -271,8 +271,12 @@ func (f *frame) check() error {
 	if err := f.checkReports(); err != nil {
 		return fmt.Errorf("%s: %w", f.Type, err)
 	}
-	if p := f.Program; p != nil && (len(p.Label) > maxNameLen || len(p.Request) > maxNameLen) {
-		return fmt.Errorf("%s: label or request id is longer than %d bytes", f.Type, maxNameLen)
+	if p := f.Program; p != nil {
+		for _, s := range []string{p.Label, p.Request} {
+			if err := checkName(s); s != "" && err != nil {
+				return fmt.Errorf("%s: label or request id: %w", f.Type, err)
+			}
+		}
 	}
 	for _, name := range f.Files {
 		if err := checkName(name); err != nil {

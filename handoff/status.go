@@ -154,4 +154,7 @@ type Answer struct {
 	Request string `json:"request,omitempty"`
 	// Text is a sentence for people, or "".
 	Text string `json:"text,omitempty"`
+
+	// Cut counts by kind what was cut at the drain deadline; of StopAndWait only.
+	Cut map[string]int
 }

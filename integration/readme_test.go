@@ -102,9 +102,9 @@ func TestProgramOfTheReadme(t *testing.T) {
 		require.NoError(t, err, "go %v: %s", args, out)
 	}
 	app := filepath.Join(dir, "app")
-	s.must("upgrade", "--wait=released", "--log", s.newLog("one"), "--", app, s.socket)
+	s.must("upgrade", "--wait=released", "--log", s.newLog("one"), "--", app)
 	s.adopt(s.status().Serving().PID)
-	s.must("upgrade", "--wait=drained", "--log", s.newLog("two"), "--", app, s.socket)
+	s.must("upgrade", "--wait=drained", "--log", s.newLog("two"), "--", app)
 	s.adopt(s.status().Serving().PID)
 	require.EqualValues(t, 2, s.status().Serving().Generation)
 }

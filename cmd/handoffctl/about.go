@@ -9,6 +9,13 @@ import (
 	"github.com/spf13/cobra"
 )
 
+func programVersion() string {
+	if info, ok := debug.ReadBuildInfo(); ok && info.Main.Version != "" {
+		return info.Main.Version
+	}
+	return "(devel)"
+}
+
 func newVersion(a *app) *cobra.Command {
 	return &cobra.Command{
 		Use:   "version",
@@ -18,10 +25,7 @@ func newVersion(a *app) *cobra.Command {
   handoffctl version --json | jq -r .version`,
 		Args: noArgs,
 		RunE: func(*cobra.Command, []string) error {
-			version := "(devel)"
-			if info, ok := debug.ReadBuildInfo(); ok && info.Main.Version != "" {
-				version = info.Main.Version
-			}
+			version := programVersion()
 			if a.json {
 				return a.printJSON(struct {
 					Schema  int    `json:"schema"`

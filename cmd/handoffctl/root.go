@@ -33,8 +33,9 @@ type app struct {
 
 func newRoot(a *app) *cobra.Command {
 	root := &cobra.Command{
-		Use:   "handoffctl COMMAND",
-		Short: "Ask and steer a service whose processes hand over to each other",
+		Use:     "handoffctl COMMAND",
+		Version: programVersion(),
+		Short:   "Ask and steer a service whose processes hand over to each other",
 		Example: `  handoffctl --socket /run/app/control.sock status
   handoffctl --socket /run/app/control.sock upgrade -- ./app-v2
   HANDOFF_SOCKET=/run/app/control.sock handoffctl rollback`,

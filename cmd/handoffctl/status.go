@@ -75,7 +75,7 @@ func (a *app) printStatus(st *handoff.Status) error {
 	}
 	for _, g := range st.Generations {
 		if len(g.Unclaimed) > 0 {
-			line := fmt.Sprintf("generation %d did not take: %s", g.Generation, strings.Join(g.Unclaimed, ", "))
+			line := fmt.Sprintf("the successor of generation %d does not take: %s", g.Generation, strings.Join(g.Unclaimed, ", "))
 			if err := a.println(plain(line)); err != nil {
 				return err
 			}

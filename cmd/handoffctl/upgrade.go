@@ -6,6 +6,7 @@ import (
 	"crypto/rand"
 	"errors"
 	"fmt"
+	"os"
 	"path/filepath"
 	"strings"
 	"time"
@@ -181,6 +182,11 @@ func (u *upgrade) follow(ctx context.Context) error {
 	for {
 		select {
 		case up := <-updates:
+			if isTimeout(up.err) {
+				// The question met its own deadline: the case below says it.
+				updates = nil
+				continue
+			}
 			if done, err := u.see(ctx, up); done || err != nil {
 				stop()
 				return u.conclude(ctx, err)
@@ -196,9 +202,17 @@ func (u *upgrade) follow(ctx context.Context) error {
 			if !errors.Is(ctx.Err(), context.DeadlineExceeded) {
 				return u.interrupted(ctx)
 			}
-			return u.giveUp(ctx, &failure{text: fmt.Sprintf("time ran out after %v, not %s yet", u.a.timeout, u.wait)}, false)
+			text := fmt.Sprintf("time ran out after %v, not %s yet", u.a.timeout, u.wait)
+			if u.r.Outcome == "" {
+				text += ": CMD has not connected to the control socket"
+			}
+			return u.giveUp(ctx, &failure{text: text}, false)
 		}
 	}
+}
+
+func isTimeout(err error) bool {
+	return errors.Is(err, os.ErrDeadlineExceeded) || errors.Is(err, context.DeadlineExceeded)
 }
 
 // watch sends each new status until stop is called, which joins the goroutine

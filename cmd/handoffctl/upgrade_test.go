@@ -66,7 +66,7 @@ func TestUpgrade(t *testing.T) {
 		},
 		{
 			name: "exits 0 and never comes", cmd: "echo so long; exit 0", time: "300ms",
-			code: exitRefused, stderr: `(?s)\| so long\n.*time ran out after 300ms, not released yet; the request is withdrawn; generation 1 \(pid 11, v1\) serves`, verbs: "withdraw deploy",
+			code: exitRefused, stderr: `(?s)\| so long\n.*time ran out after 300ms, not released yet: CMD has not connected to the control socket; the request is withdrawn; generation 1 \(pid 11, v1\) serves`, verbs: "withdraw deploy",
 		},
 		{
 			name: "fails at once", cmd: "echo 'no configuration'; exit 3",
@@ -119,11 +119,11 @@ func TestUpgrade(t *testing.T) {
 		},
 		{
 			name: "nobody, exits 0 and never comes", nobody: true, cmd: "exit 0", time: "300ms",
-			code: exitUnknown, stderr: "not released yet; nobody answers at the socket now\nhandoffctl: hint: what CMD started elsewhere may still come",
+			code: exitUnknown, stderr: "not released yet: CMD has not connected to the control socket; nobody answers at the socket now\nhandoffctl: hint: what CMD started elsewhere may still come",
 		},
 		{
 			name: "nobody, hangs", nobody: true, cmd: "exec sleep 60", time: "300ms",
-			code: exitRefused, stderr: "not released yet; CMD .* was ended; nobody answers at the socket now\n",
+			code: exitRefused, stderr: "not released yet: CMD has not connected to the control socket; CMD .* was ended; nobody answers at the socket now\n",
 		},
 		{
 			name: "nobody, fails", nobody: true, cmd: "exit 7",

@@ -246,7 +246,7 @@ func (a *app) stopAndWait(ctx context.Context, f *follower, r *result, wait stri
 		stop = f.c.Stop
 	}
 	answer, err := stop(ctx)
-	if ctx.Err() != nil && errors.Is(err, ctx.Err()) && answer != (handoff.Answer{}) {
+	if ctx.Err() != nil && errors.Is(err, ctx.Err()) && answer.Generation != 0 {
 		return f.stopped(ctx, a.timeout, fmt.Sprintf("generation %d is not gone yet", answer.Generation))
 	}
 	if errors.Is(err, handoff.ErrNoAnswer) && !lives(f.look(ctx), st.Generation) {
@@ -264,7 +264,7 @@ func (a *app) stopAndWait(ctx context.Context, f *follower, r *result, wait stri
 		return nil
 	}
 	f.look(ctx)
-	r.Outcome = waitDrained
+	r.Outcome, r.Cut = waitDrained, answer.Cut
 	r.Text = fmt.Sprintf("generation %d is gone: %s", r.Generation, f.who())
 	return nil
 }

@@ -180,7 +180,11 @@ func (d *demo) failToStart(ctx context.Context) error {
 	if r.Code != 1 {
 		return fmt.Errorf("upgrade to a version that cannot start: exit code %d, want 1\n%s%s", r.Code, r.Stdout, r.Stderr)
 	}
-	d.failed.said, _, _ = strings.Cut(strings.TrimSpace(r.Stderr), "\n")
+	for line := range strings.Lines(r.Stderr) {
+		if reason, ok := strings.CutPrefix(line, "handoffctl: error: "); ok {
+			d.failed.said = strings.TrimSpace(reason)
+		}
+	}
 	d.say("version 4 does not start: %s", d.failed.said)
 	st, err := proc.WaitStatus(ctx, d.socket, func(proc.Status) bool { return true })
 	if err != nil {
