@@ -95,7 +95,8 @@ func TestAdopt(t *testing.T) {
 	require.NoError(t, err)
 	require.Equal(t, -1, code)
 
-	code, err = orphan("sh -c 'exit 7'").Wait(within(t))
+	// It ends after the shell that started it, which would reap it otherwise.
+	code, err = orphan("sh -c 'while kill -0 $0 2>/dev/null; do :; done; exit 7' $$").Wait(within(t))
 	require.NoError(t, err)
 	require.Equal(t, 7, code)
 }
