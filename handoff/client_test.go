@@ -8,34 +8,15 @@ import (
 	"net"
 	"os"
 	"path/filepath"
-	"runtime"
 	"strings"
 	"syscall"
 	"testing"
 	"time"
 
 	"github.com/stretchr/testify/require"
-)
 
-// checkClientLeak fails the test if it leaves descriptors or goroutines behind.
-func checkClientLeak(t *testing.T) {
-	t.Helper()
-	fds := func() int {
-		dir, err := os.ReadDir("/proc/self/fd")
-		require.NoError(t, err)
-		return len(dir)
-	}
-	// The runtime opens its poller with the first socket, and keeps it.
-	ln, err := net.Listen("tcp", "127.0.0.1:0")
-	require.NoError(t, err)
-	require.NoError(t, ln.Close())
-	beforeFDs, beforeGo := fds(), runtime.NumGoroutine()
-	t.Cleanup(func() {
-		// Eventually runs its condition in a goroutine of its own.
-		require.Eventually(t, func() bool { return fds() <= beforeFDs && runtime.NumGoroutine() <= beforeGo+1 },
-			5*time.Second, 5*time.Millisecond, "there were %d descriptors and %d goroutines before", beforeFDs, beforeGo)
-	})
-}
+	"github.com/fdhandoff/handoff/internal/leak"
+)
 
 // operatorScript answers one connection after the other, each by the next of
 // its steps; the last one is repeated.
@@ -134,7 +115,7 @@ func TestClientAsks(t *testing.T) {
 	}
 	for _, tt := range tests {
 		t.Run(tt.name, func(t *testing.T) {
-			checkClientLeak(t)
+			leak.CheckExact(t)
 			path, asked := serveScript(t, operatorScript{utter(tt.reply)})
 			got, err := tt.call(bounded(t, 10*time.Second), &Client{Socket: path})
 			require.NoError(t, err)
@@ -192,7 +173,7 @@ func TestClientErrors(t *testing.T) {
 	}
 	for _, tt := range tests {
 		t.Run(tt.name, func(t *testing.T) {
-			checkClientLeak(t)
+			leak.CheckExact(t)
 			path, asked := serveScript(t, tt.script)
 			if tt.time == 0 {
 				tt.time = 10 * time.Second
@@ -258,7 +239,7 @@ func TestClientDial(t *testing.T) {
 	}
 	for _, tt := range tests {
 		t.Run(tt.name, func(t *testing.T) {
-			checkClientLeak(t)
+			leak.CheckExact(t)
 			path := filepath.Join(t.TempDir(), "s")
 			if tt.long {
 				path = "/tmp/" + strings.Repeat("x", 103)
@@ -273,7 +254,7 @@ func TestClientDial(t *testing.T) {
 // TestClientReadsLastWord: who refuses says so and closes without reading what
 // was asked, which makes the kernel report the write or the first read as reset.
 func TestClientReadsLastWord(t *testing.T) {
-	checkClientLeak(t)
+	leak.CheckExact(t)
 	path := filepath.Join(t.TempDir(), "s")
 	ln, err := net.ListenUnix("unixpacket", &net.UnixAddr{Name: path, Net: "unixpacket"})
 	require.NoError(t, err)
@@ -294,7 +275,7 @@ func TestClientReadsLastWord(t *testing.T) {
 
 // TestClientClosesDescriptors: an answer that carries descriptors leaves none here.
 func TestClientClosesDescriptors(t *testing.T) {
-	checkClientLeak(t)
+	leak.CheckExact(t)
 	path, _ := serveScript(t, operatorScript{func(c *net.UnixConn, _ string) {
 		_, _, _ = c.WriteMsgUnix([]byte(someStatus), syscall.UnixRights(0, 1, 2), nil)
 	}})
@@ -303,7 +284,7 @@ func TestClientClosesDescriptors(t *testing.T) {
 }
 
 func TestClientCancel(t *testing.T) {
-	checkClientLeak(t)
+	leak.CheckExact(t)
 	ctx, cancel := context.WithCancel(t.Context())
 	path, _ := serveScript(t, operatorScript{func(c *net.UnixConn, _ string) {
 		cancel()
@@ -314,7 +295,7 @@ func TestClientCancel(t *testing.T) {
 }
 
 func TestClientSockets(t *testing.T) {
-	checkClientLeak(t)
+	leak.CheckExact(t)
 	page := func(c *net.UnixConn, asked string) {
 		var q struct{ Offset int }
 		_ = json.Unmarshal([]byte(asked), &q)
@@ -338,7 +319,7 @@ func TestClientSockets(t *testing.T) {
 }
 
 func TestClientWatch(t *testing.T) {
-	checkClientLeak(t)
+	leak.CheckExact(t)
 	same := utter(someStatus)
 	other := utter(strings.Replace(someStatus, `"a"`, `"b"`, 1))
 	path, asked := serveScript(t, operatorScript{same, hangUp, same, other})
@@ -361,7 +342,7 @@ func TestClientWatch(t *testing.T) {
 }
 
 func TestClientWatchEnds(t *testing.T) {
-	checkClientLeak(t)
+	leak.CheckExact(t)
 	path, _ := serveScript(t, operatorScript{utter(someStatus)})
 	after := &Status{Instance: "a", Revision: 7}
 	_, err := (&Client{Socket: path}).Watch(bounded(t, 50*time.Millisecond), after)

@@ -7,11 +7,13 @@ import (
 	"time"
 
 	"github.com/stretchr/testify/require"
+
+	"github.com/fdhandoff/handoff/internal/leak"
 	"golang.org/x/sys/unix"
 )
 
 func TestDescriptorCloseWaitsForItsUsers(t *testing.T) {
-	checkLeak(t)
+	leak.CheckExact(t)
 	p := newProbe(t)
 	require.NoError(t, p.control(func(fd int) error {
 		require.NoError(t, p.Close())
@@ -35,7 +37,7 @@ func TestDescriptorCloseWaitsForItsUsers(t *testing.T) {
 }
 
 func TestDescriptorDup(t *testing.T) {
-	checkLeak(t)
+	leak.CheckExact(t)
 	p := newProbe(t)
 	e, err := p.dup()
 	require.NoError(t, err)
@@ -58,7 +60,7 @@ func TestDescriptorDup(t *testing.T) {
 // O_NONBLOCK belongs to the open file description. Cleared by one process, it
 // is cleared for all, and then Accept can't be interrupted.
 func TestNonblockIsNotTouched(t *testing.T) {
-	checkLeak(t)
+	leak.CheckExact(t)
 	ln, err := net.Listen("tcp4", "127.0.0.1:0")
 	require.NoError(t, err)
 	defer ln.Close()
@@ -104,7 +106,7 @@ func TestNonblockIsNotTouched(t *testing.T) {
 }
 
 func TestListenerFromBlockingSocket(t *testing.T) {
-	checkLeak(t)
+	leak.CheckExact(t)
 	d, _, err := bindSocket(t.Context(), "tcp4", "127.0.0.1:0", false)
 	require.NoError(t, err)
 	defer d.Close()
@@ -124,7 +126,7 @@ func TestListenerFromBlockingSocket(t *testing.T) {
 }
 
 func TestListenerTakesOverItsQueue(t *testing.T) {
-	checkLeak(t)
+	leak.CheckExact(t)
 	first, err := net.Listen("tcp4", "127.0.0.1:0")
 	require.NoError(t, err)
 	const queued = 50
@@ -150,7 +152,7 @@ func TestListenerTakesOverItsQueue(t *testing.T) {
 }
 
 func TestPacketConnTakesOverItsQueue(t *testing.T) {
-	checkLeak(t)
+	leak.CheckExact(t)
 	first, err := net.ListenPacket("udp4", "127.0.0.1:0")
 	require.NoError(t, err)
 	client, err := net.Dial("udp4", first.LocalAddr().String())
@@ -177,7 +179,7 @@ func TestPacketConnTakesOverItsQueue(t *testing.T) {
 }
 
 func TestAcceptNow(t *testing.T) {
-	checkLeak(t)
+	leak.CheckExact(t)
 	ln, err := net.Listen("tcp4", "127.0.0.1:0")
 	require.NoError(t, err)
 	defer ln.Close()
@@ -199,7 +201,7 @@ func TestAcceptNow(t *testing.T) {
 }
 
 func TestDupConnOfClosed(t *testing.T) {
-	checkLeak(t)
+	leak.CheckExact(t)
 	ln, err := net.Listen("tcp4", "127.0.0.1:0")
 	require.NoError(t, err)
 	require.NoError(t, ln.Close())

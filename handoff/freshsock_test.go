@@ -11,6 +11,8 @@ import (
 	"time"
 
 	"github.com/stretchr/testify/require"
+
+	"github.com/fdhandoff/handoff/internal/leak"
 	"golang.org/x/sys/unix"
 )
 
@@ -57,7 +59,7 @@ func TestBindSocketIsLikeNet(t *testing.T) {
 				continue // no TCP to a group
 			}
 			t.Run(network+" "+address, func(t *testing.T) {
-				checkLeak(t)
+				leak.CheckExact(t)
 				compareWithNet(t, network, address)
 			})
 		}
@@ -136,7 +138,7 @@ func netSocket(t *testing.T, network, address string) (*descriptor, error) {
 func TestBoundTCPRefusesThenServes(t *testing.T) {
 	for _, network := range []string{"tcp", "tcp4"} {
 		t.Run(network, func(t *testing.T) {
-			checkLeak(t)
+			leak.CheckExact(t)
 			d, _, err := bindSocket(t.Context(), network, "127.0.0.1:0", false)
 			require.NoError(t, err)
 			defer d.Close()
@@ -163,7 +165,7 @@ func TestBoundTCPRefusesThenServes(t *testing.T) {
 // With SO_REUSEADDR on both, a port that is bound could be listened on by
 // somebody else.
 func TestBoundTCPPortIsReserved(t *testing.T) {
-	checkLeak(t)
+	leak.CheckExact(t)
 	d, _, err := bindSocket(t.Context(), "tcp4", "127.0.0.1:0", false)
 	require.NoError(t, err)
 	defer d.Close()
@@ -191,7 +193,7 @@ func TestBoundTCPPortIsReserved(t *testing.T) {
 // Connections of whoever had the port before do not keep it: neither those that
 // are open, nor those in TIME_WAIT.
 func TestPortWithOldConnections(t *testing.T) {
-	checkLeak(t)
+	leak.CheckExact(t)
 	old, err := net.Listen("tcp4", "127.0.0.1:0")
 	require.NoError(t, err)
 	address := old.Addr().String()
@@ -223,7 +225,7 @@ func TestPortWithOldConnections(t *testing.T) {
 func TestReusePortGroup(t *testing.T) {
 	for _, network := range []string{"tcp4", "udp4"} {
 		t.Run(network, func(t *testing.T) {
-			checkLeak(t)
+			leak.CheckExact(t)
 			first, _, err := bindSocket(t.Context(), network, "127.0.0.1:0", true)
 			require.NoError(t, err)
 			defer first.Close()
@@ -250,7 +252,7 @@ func TestReusePortGroup(t *testing.T) {
 }
 
 func TestListenRevivesAListener(t *testing.T) {
-	checkLeak(t)
+	leak.CheckExact(t)
 	// One socket has its port from the kernel and keeps it for the other, which
 	// asks for it by number.
 	keeper, _, err := bindSocket(t.Context(), "tcp4", "127.0.0.1:0", true)
@@ -275,7 +277,7 @@ func TestListenRevivesAListener(t *testing.T) {
 }
 
 func TestListenTakesTheLargestBacklog(t *testing.T) {
-	checkLeak(t)
+	leak.CheckExact(t)
 	b, err := os.ReadFile("/proc/sys/net/core/somaxconn")
 	require.NoError(t, err)
 	require.Equal(t, strings.TrimSpace(string(b)), fmt.Sprint(maxBacklog()))
@@ -293,7 +295,7 @@ func TestListenTakesTheLargestBacklog(t *testing.T) {
 }
 
 func TestBindSocketErrors(t *testing.T) {
-	checkLeak(t)
+	leak.CheckExact(t)
 	_, _, err := bindSocket(t.Context(), "unixpacket", "/tmp/x", false)
 	require.ErrorAs(t, err, new(net.UnknownNetworkError))
 	_, _, err = bindSocket(t.Context(), "ip", "127.0.0.1", false)
@@ -313,7 +315,7 @@ func TestBindSocketErrors(t *testing.T) {
 }
 
 func TestFacts(t *testing.T) {
-	checkLeak(t)
+	leak.CheckExact(t)
 	dir := socketDir(t)
 	type factsTest struct {
 		network, address string
@@ -375,7 +377,7 @@ func TestFacts(t *testing.T) {
 }
 
 func TestFactsOfOthers(t *testing.T) {
-	checkLeak(t)
+	leak.CheckExact(t)
 	p := newProbe(t)
 	got, err := p.facts()
 	require.NoError(t, err)
@@ -402,7 +404,7 @@ func TestFactsOfOthers(t *testing.T) {
 }
 
 func TestListenerAndFactsAgreeOnTheAddress(t *testing.T) {
-	checkLeak(t)
+	leak.CheckExact(t)
 	hosts := append(loopbacks(t), "", "0.0.0.0")
 	for _, h := range hosts {
 		address := net.JoinHostPort(h, "0")
@@ -419,7 +421,7 @@ func TestListenerAndFactsAgreeOnTheAddress(t *testing.T) {
 
 // A dual-stack wildcard takes clients of both families.
 func TestWildcardTakesBothFamilies(t *testing.T) {
-	checkLeak(t)
+	leak.CheckExact(t)
 	d, _, err := bindSocket(t.Context(), "tcp", ":0", false)
 	require.NoError(t, err)
 	defer d.Close()

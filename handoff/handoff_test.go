@@ -16,6 +16,8 @@ import (
 	"time"
 
 	"github.com/stretchr/testify/require"
+
+	"github.com/fdhandoff/handoff/internal/leak"
 )
 
 // Several Processes in one program stand for several generations here; those
@@ -38,7 +40,7 @@ type chain struct {
 
 func newChain(t testing.TB) *chain {
 	t.Helper()
-	checkLeak(t)
+	leak.CheckExact(t)
 	dir, err := os.MkdirTemp("", "handoff")
 	require.NoError(t, err)
 	t.Cleanup(func() { os.RemoveAll(dir) })

@@ -13,6 +13,8 @@ import (
 	"time"
 
 	"github.com/stretchr/testify/require"
+
+	"github.com/fdhandoff/handoff/internal/leak"
 )
 
 // watchedTCP is a TCP connection that tells what it was asked to do.
@@ -46,7 +48,7 @@ func (l *watchedListener) Accept() (net.Conn, error) {
 }
 
 func TestFilesStillGoBySendfile(t *testing.T) {
-	checkHTTPLeak(t)
+	leak.CheckExact(t)
 	const size = 1 << 20
 	file := filepath.Join(t.TempDir(), "file")
 	require.NoError(t, os.WriteFile(file, make([]byte, size), 0o600))
@@ -61,7 +63,7 @@ func TestFilesStillGoBySendfile(t *testing.T) {
 }
 
 func TestCloseWriteReachesTheConnection(t *testing.T) {
-	checkHTTPLeak(t)
+	leak.CheckExact(t)
 	tcp, err := net.Listen("tcp", "127.0.0.1:0")
 	require.NoError(t, err)
 	ln := &watchedListener{Listener: tcp}
@@ -100,7 +102,7 @@ func trackedPair(t *testing.T, network string) (*trackedConn, net.Conn, *httpDra
 func TestTrackedConnPassesThrough(t *testing.T) {
 	for _, network := range []string{"tcp", "unix"} {
 		t.Run(network, func(t *testing.T) {
-			checkHTTPLeak(t)
+			leak.CheckExact(t)
 			c, client, drain := trackedPair(t, network)
 			require.Equal(t, map[string]int{"new": 1}, drain.open())
 			require.NotNil(t, c.NetConn())

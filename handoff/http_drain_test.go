@@ -9,6 +9,8 @@ import (
 	"time"
 
 	"github.com/stretchr/testify/require"
+
+	"github.com/fdhandoff/handoff/internal/leak"
 	"golang.org/x/sys/unix"
 )
 
@@ -16,7 +18,7 @@ import (
 func quickSilence(h *HTTPServer) { h.drain.silence = 50 * time.Millisecond }
 
 func TestPlainStopClosesSilentConnections(t *testing.T) {
-	checkHTTPLeak(t)
+	leak.CheckExact(t)
 	s := serveHTTP(t, tell("hello"), quickSilence)
 	fresh, idle := s.dial(), s.dial()
 	idle.get("/", false)
@@ -29,7 +31,7 @@ func TestPlainStopClosesSilentConnections(t *testing.T) {
 }
 
 func TestSilenceIsCountedFromTheLastActivity(t *testing.T) {
-	checkHTTPLeak(t)
+	leak.CheckExact(t)
 	s := serveHTTP(t, tell("hello"), nil)
 	c := s.dial()
 	c.get("/", false)
@@ -85,7 +87,7 @@ func TestSilentOnlyAtBoundary(t *testing.T) {
 	}
 	for _, tc := range cases {
 		t.Run(tc.name, func(t *testing.T) {
-			checkHTTPLeak(t)
+			leak.CheckExact(t)
 			mux := http.NewServeMux()
 			g := newGate(tell("first"))
 			mux.Handle("/first", g)
@@ -165,7 +167,7 @@ func onlyConn(t *testing.T, s *testServer) *trackedConn {
 }
 
 func TestHijackedConnectionsAreWaitedFor(t *testing.T) {
-	checkHTTPLeak(t)
+	leak.CheckExact(t)
 	taken := make(chan net.Conn, 1)
 	s := serveHTTP(t, http.HandlerFunc(func(w http.ResponseWriter, _ *http.Request) {
 		nc, buf, err := w.(http.Hijacker).Hijack()
@@ -193,7 +195,7 @@ func TestHijackedConnectionsAreWaitedFor(t *testing.T) {
 }
 
 func TestCut(t *testing.T) {
-	checkHTTPLeak(t)
+	leak.CheckExact(t)
 	mux := http.NewServeMux()
 	mux.HandleFunc("/", tell("hello"))
 	stuck := newGate(tell("too late"))
@@ -260,7 +262,7 @@ func (d *httpDrain) cutBegun() <-chan struct{} {
 }
 
 func TestCutDoesNotCountWhoLeft(t *testing.T) {
-	checkHTTPLeak(t)
+	leak.CheckExact(t)
 	s := serveHTTP(t, tell("hello"), nil)
 	c, stays := s.dial(), s.dial()
 	c.get("/", false)
@@ -273,7 +275,7 @@ func TestCutDoesNotCountWhoLeft(t *testing.T) {
 }
 
 func TestCutDoesNotWaitForTheHopeless(t *testing.T) {
-	checkHTTPLeak(t)
+	leak.CheckExact(t)
 	s := serveHTTP(t, tell("hello"), func(h *HTTPServer) { h.drain.grace = time.Hour })
 	s.dial() // Shutdown would wait for five seconds for this one
 	s.waitOpen(map[string]int{"new": 1})
@@ -293,7 +295,7 @@ func (l deafListener) Accept() (net.Conn, error) {
 }
 
 func TestCutIsBoundedByItself(t *testing.T) {
-	checkHTTPLeak(t)
+	leak.CheckExact(t)
 	ln, err := net.Listen("tcp", "127.0.0.1:0")
 	require.NoError(t, err)
 	deaf := deafListener{ln, make(chan struct{})}
@@ -312,7 +314,7 @@ func TestCutIsBoundedByItself(t *testing.T) {
 }
 
 func TestBeginDrainTwice(t *testing.T) {
-	checkHTTPLeak(t)
+	leak.CheckExact(t)
 	s := serveHTTP(t, tell("hello"), nil)
 	s.beginDrain(false)
 	s.drain.beginDrain(farAway(), true)

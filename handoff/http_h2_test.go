@@ -13,6 +13,8 @@ import (
 	"time"
 
 	"github.com/stretchr/testify/require"
+
+	"github.com/fdhandoff/handoff/internal/leak"
 	"golang.org/x/net/http2"
 	"golang.org/x/net/http2/hpack"
 )
@@ -101,7 +103,7 @@ func (h *rawH2) begin(path string) (stream uint32) {
 }
 
 func TestHTTP2GoAway(t *testing.T) {
-	checkHTTPLeak(t)
+	leak.CheckExact(t)
 	ln, err := net.Listen("tcp", "127.0.0.1:0")
 	require.NoError(t, err)
 	g := newGate(tell("slow"))
@@ -135,7 +137,7 @@ func TestHTTP2GoAway(t *testing.T) {
 }
 
 func TestHTTP2PlainStop(t *testing.T) {
-	checkHTTPLeak(t)
+	leak.CheckExact(t)
 	ln, err := net.Listen("tcp", "127.0.0.1:0")
 	require.NoError(t, err)
 	s := serveHTTPOn(t, ln, h2cServer(tell("hello")), quickSilence)
@@ -168,7 +170,7 @@ func TestHTTP2PlainStop(t *testing.T) {
 // TestHTTP2LosesNothing has many requests at a time on one connection when
 // the server is replaced.
 func TestHTTP2LosesNothing(t *testing.T) {
-	checkHTTPLeak(t)
+	leak.CheckExact(t)
 	echo := func(name string) http.Handler {
 		return http.HandlerFunc(func(w http.ResponseWriter, r *http.Request) {
 			w.Header().Set("X-Server", name)

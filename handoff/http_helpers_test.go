@@ -9,8 +9,6 @@ import (
 	"maps"
 	"net"
 	"net/http"
-	"os"
-	"runtime"
 	"strings"
 	"testing"
 	"time"
@@ -23,39 +21,6 @@ const patience = 10 * time.Second
 
 // farAway is a drain's deadline that no test reaches.
 func farAway() time.Time { return time.Now().Add(time.Hour) }
-
-// checkHTTPLeak fails the test where descriptors or goroutines are left when
-// all its other cleanups have run.
-func checkHTTPLeak(t *testing.T) {
-	t.Helper()
-	count := func() (fds, goroutines int) {
-		entries, err := os.ReadDir("/proc/self/fd")
-		require.NoError(t, err)
-		return len(entries), runtime.NumGoroutine()
-	}
-	// The first use of the poller opens descriptors that stay.
-	ln, err := net.Listen("tcp", "127.0.0.1:0")
-	require.NoError(t, err)
-	require.NoError(t, ln.Close())
-
-	fds, goroutines := count()
-	t.Cleanup(func() {
-		deadline := time.Now().Add(patience)
-		for {
-			nowFDs, nowGoroutines := count()
-			if nowFDs <= fds && nowGoroutines <= goroutines {
-				return
-			}
-			if time.Now().After(deadline) {
-				stacks := make([]byte, 1<<20)
-				stacks = stacks[:runtime.Stack(stacks, true)]
-				t.Errorf("descriptors %d, were %d; goroutines %d, were %d\n%s", nowFDs, fds, nowGoroutines, goroutines, stacks)
-				return
-			}
-			time.Sleep(time.Millisecond)
-		}
-	})
-}
 
 // fakeHost is a process that can only drain.
 type fakeHost struct{ drainers []drainer }

@@ -14,6 +14,8 @@ import (
 	"time"
 
 	"github.com/stretchr/testify/require"
+
+	"github.com/fdhandoff/handoff/internal/leak"
 )
 
 // TestLameDuckLosesNothing replaces a server under 200 keep-alive clients
@@ -22,7 +24,7 @@ import (
 // it does not, this test shows nothing.
 func TestLameDuckLosesNothing(t *testing.T) {
 	t.Run("lame duck", func(t *testing.T) {
-		checkHTTPLeak(t)
+		leak.CheckExact(t)
 		lost := replaceUnderLoad(t, func(t *testing.T, ln net.Listener, handler http.Handler) func() {
 			s := serveHTTPOn(t, ln, &http.Server{Handler: handler}, nil)
 			return func() {
@@ -34,7 +36,7 @@ func TestLameDuckLosesNothing(t *testing.T) {
 		require.Zero(t, lost)
 	})
 	t.Run("negative control: Shutdown", func(t *testing.T) {
-		checkHTTPLeak(t)
+		leak.CheckExact(t)
 		lost := replaceUnderLoad(t, func(t *testing.T, ln net.Listener, handler http.Handler) func() {
 			srv := &http.Server{Handler: handler, ErrorLog: log.New(io.Discard, "", 0)}
 			served := make(chan error, 1)

@@ -12,10 +12,12 @@ import (
 	"testing"
 
 	"github.com/stretchr/testify/require"
+
+	"github.com/fdhandoff/handoff/internal/leak"
 )
 
 func TestLameDuckAnnouncesClose(t *testing.T) {
-	checkHTTPLeak(t)
+	leak.CheckExact(t)
 	file := filepath.Join(t.TempDir(), "file")
 	require.NoError(t, os.WriteFile(file, []byte(strings.Repeat("x", 10_000)), 0o600))
 
@@ -101,7 +103,7 @@ func connectionOptions(header string) string {
 }
 
 func TestInformationalAnswersAreUntouched(t *testing.T) {
-	checkHTTPLeak(t)
+	leak.CheckExact(t)
 	g := newGate(func(w http.ResponseWriter, r *http.Request) {
 		w.Header().Set("Link", "</style.css>")
 		w.WriteHeader(http.StatusEarlyHints)
@@ -121,7 +123,7 @@ func TestInformationalAnswersAreUntouched(t *testing.T) {
 }
 
 func TestUpgradeIsUntouched(t *testing.T) {
-	checkHTTPLeak(t)
+	leak.CheckExact(t)
 	s := serveHTTP(t, http.HandlerFunc(func(w http.ResponseWriter, r *http.Request) {
 		if r.URL.Path == "/first" {
 			return
@@ -140,7 +142,7 @@ func TestUpgradeIsUntouched(t *testing.T) {
 }
 
 func TestRequestUnderWayWhenTheDrainBegins(t *testing.T) {
-	checkHTTPLeak(t)
+	leak.CheckExact(t)
 	t.Run("header not given", func(t *testing.T) {
 		g := newGate(tell("done"))
 		s := serveHTTP(t, g, nil)
@@ -177,7 +179,7 @@ func TestRequestUnderWayWhenTheDrainBegins(t *testing.T) {
 }
 
 func TestNothingThatMayCarryARequestIsClosed(t *testing.T) {
-	checkHTTPLeak(t)
+	leak.CheckExact(t)
 	s := serveHTTP(t, tell("hello"), nil)
 	fresh, idle, half, halfNext := s.dial(), s.dial(), s.dial(), s.dial()
 	idle.get("/", false)
@@ -203,7 +205,7 @@ func TestNothingThatMayCarryARequestIsClosed(t *testing.T) {
 }
 
 func TestEventsEndCleanlyWithTheDrain(t *testing.T) {
-	checkHTTPLeak(t)
+	leak.CheckExact(t)
 	s := serveHTTP(t, http.HandlerFunc(func(w http.ResponseWriter, r *http.Request) {
 		w.Header().Set("Content-Type", "text/event-stream")
 		io.WriteString(w, "data: first\n\n")
@@ -232,7 +234,7 @@ func TestDrainingOutsideAServerBlocksForEver(t *testing.T) {
 }
 
 func TestServe(t *testing.T) {
-	checkHTTPLeak(t)
+	leak.CheckExact(t)
 	t.Run("several listeners", func(t *testing.T) {
 		s := serveHTTP(t, tell("hello"), nil)
 		second, err := net.Listen("tcp", "127.0.0.1:0")
@@ -296,7 +298,7 @@ type failingListener struct {
 func (l failingListener) Accept() (net.Conn, error) { return nil, l.err }
 
 func TestHooksAreChained(t *testing.T) {
-	checkHTTPLeak(t)
+	leak.CheckExact(t)
 	type key struct{}
 	states := make(chan http.ConnState, 10)
 	var bare net.Conn
@@ -327,7 +329,7 @@ func TestHooksAreChained(t *testing.T) {
 }
 
 func TestOptionsAskTheHandlerWhereTheProgramSaysSo(t *testing.T) {
-	checkHTTPLeak(t)
+	leak.CheckExact(t)
 	const request = "OPTIONS * HTTP/1.1\r\nHost: test\r\n\r\n"
 	ln, err := net.Listen("tcp", "127.0.0.1:0")
 	require.NoError(t, err)
@@ -343,7 +345,7 @@ func TestOptionsAskTheHandlerWhereTheProgramSaysSo(t *testing.T) {
 }
 
 func TestDefaultServeMux(t *testing.T) {
-	checkHTTPLeak(t)
+	leak.CheckExact(t)
 	s := serveHTTP(t, nil, nil)
 	c := s.dial()
 	c.send(get("/nobody-registered-this"))

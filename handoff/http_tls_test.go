@@ -9,6 +9,8 @@ import (
 	"testing"
 
 	"github.com/stretchr/testify/require"
+
+	"github.com/fdhandoff/handoff/internal/leak"
 )
 
 // tlsConfigs returns a server's and a client's configuration that fit.
@@ -51,7 +53,7 @@ func TestTLS(t *testing.T) {
 	for _, byListener := range []bool{false, true} {
 		name := map[bool]string{false: "ServeTLS", true: "tls.Listener"}[byListener]
 		t.Run(name, func(t *testing.T) {
-			checkHTTPLeak(t)
+			leak.CheckExact(t)
 			mux := http.NewServeMux()
 			mux.HandleFunc("/", tell("hello"))
 			taken := make(chan net.Conn, 1)
@@ -77,7 +79,7 @@ func TestTLS(t *testing.T) {
 			require.Empty(t, s.drain.cut())
 		})
 		t.Run(name+", h2", func(t *testing.T) {
-			checkHTTPLeak(t)
+			leak.CheckExact(t)
 			s, dial := tlsServer(t, tell("hello"), byListener, nil, "h2")
 			c := dial()
 			h := prefaceH2(t, c)
@@ -89,7 +91,7 @@ func TestTLS(t *testing.T) {
 			s.waitDrained()
 		})
 		t.Run(name+", cut", func(t *testing.T) {
-			checkHTTPLeak(t)
+			leak.CheckExact(t)
 			s, dial := tlsServer(t, tell("hello"), byListener, nil)
 			c := dial()
 			c.get("/", false)
@@ -100,7 +102,7 @@ func TestTLS(t *testing.T) {
 }
 
 func TestTLSPlainStop(t *testing.T) {
-	checkHTTPLeak(t)
+	leak.CheckExact(t)
 	s, dial := tlsServer(t, tell("hello"), false, quickSilence)
 	idle, half := dial(), dial()
 	idle.get("/", false)

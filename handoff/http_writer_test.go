@@ -9,6 +9,8 @@ import (
 	"time"
 
 	"github.com/stretchr/testify/require"
+
+	"github.com/fdhandoff/handoff/internal/leak"
 )
 
 // can lists by type assertion what a ResponseWriter can do.
@@ -28,7 +30,7 @@ func can(w http.ResponseWriter) map[string]bool {
 }
 
 func TestResponseWritersCanDoWhatTheyCould(t *testing.T) {
-	checkHTTPLeak(t)
+	leak.CheckExact(t)
 	type seen struct {
 		wrapped, bare map[string]bool
 		controller    error

@@ -13,6 +13,8 @@ import (
 	"time"
 
 	"github.com/stretchr/testify/require"
+
+	"github.com/fdhandoff/handoff/internal/leak"
 	"golang.org/x/sys/unix"
 )
 
@@ -134,7 +136,7 @@ func flagsOf(t testing.TB, d *descriptor) (cloexec, nonblock bool) {
 func TestFrameCarriesDescriptors(t *testing.T) {
 	for _, n := range []int{0, 1, 2, 3, 4, maxBatch} {
 		t.Run(fmt.Sprint(n), func(t *testing.T) {
-			checkLeak(t)
+			leak.CheckExact(t)
 			a, b := connPair(t)
 			p := newProbe(t)
 			require.NoError(t, a.send([]byte("first"), p.times(n)...))
@@ -160,7 +162,7 @@ func TestFrameCarriesDescriptors(t *testing.T) {
 }
 
 func TestKernelLimitOfDescriptors(t *testing.T) {
-	checkLeak(t)
+	leak.CheckExact(t)
 	a, b := connPair(t)
 	p := newProbe(t)
 	require.ErrorIs(t, sendRaw(t, a, []byte("x"), p.times(kernelMaxFDs+1)), unix.EINVAL)
@@ -173,7 +175,7 @@ func TestKernelLimitOfDescriptors(t *testing.T) {
 }
 
 func TestSendRefuses(t *testing.T) {
-	checkLeak(t)
+	leak.CheckExact(t)
 	p := newProbe(t)
 	closed := newProbe(t)
 	require.NoError(t, closed.Close())
@@ -202,7 +204,7 @@ func TestSendRefuses(t *testing.T) {
 }
 
 func TestLargestFrame(t *testing.T) {
-	checkLeak(t)
+	leak.CheckExact(t)
 	a, b := connPair(t)
 	want := bytes.Repeat([]byte("0123456789abcdef"), maxFrame/16)
 	require.Len(t, want, maxFrame)
@@ -217,7 +219,7 @@ func TestLargestFrame(t *testing.T) {
 }
 
 func TestTruncatedFrame(t *testing.T) {
-	checkLeak(t)
+	leak.CheckExact(t)
 	a, b := connPair(t)
 	p := newProbe(t)
 	require.NoError(t, sendRaw(t, a, make([]byte, maxFrame+1), p.times(3)))
@@ -238,14 +240,14 @@ func TestNoRoomForDescriptors(t *testing.T) {
 	if inChild(t, func(string) { receiveWithoutRoom(t) }) {
 		return
 	}
-	checkLeak(t)
+	leak.CheckExact(t)
 	out, err := childCommand(t, "receiver").CombinedOutput()
 	require.NoError(t, err, "%s", out)
 	require.Contains(t, string(out), "--- PASS")
 }
 
 func receiveWithoutRoom(t *testing.T) {
-	checkLeak(t)
+	leak.CheckExact(t)
 	a, b := connPair(t)
 	p := newProbe(t)
 	require.NoError(t, a.send([]byte("x"), p.times(20)...))
@@ -279,7 +281,7 @@ func TestEmptyMessageIsNotTheEnd(t *testing.T) {
 	}
 	for _, test := range tests {
 		t.Run(test.name, func(t *testing.T) {
-			checkLeak(t)
+			leak.CheckExact(t)
 			a, b := connPair(t)
 			p := newProbe(t)
 			require.NoError(t, sendRaw(t, a, nil, p.times(test.fds)))
@@ -310,7 +312,7 @@ func TestEmptyMessageIsNotTheEnd(t *testing.T) {
 }
 
 func TestResetIsNotTheEnd(t *testing.T) {
-	checkLeak(t)
+	leak.CheckExact(t)
 	a, b := connPair(t)
 	p := newProbe(t)
 	require.NoError(t, b.send([]byte("unread")))
@@ -336,7 +338,7 @@ func TestResetIsNotTheEnd(t *testing.T) {
 }
 
 func TestSendToTheDeparted(t *testing.T) {
-	checkLeak(t)
+	leak.CheckExact(t)
 	a, b := connPair(t)
 	require.NoError(t, a.send([]byte("last word")))
 	require.NoError(t, a.Close())
@@ -350,7 +352,7 @@ func TestSendToTheDeparted(t *testing.T) {
 }
 
 func TestSendIsBounded(t *testing.T) {
-	checkLeak(t)
+	leak.CheckExact(t)
 	a, b := connPair(t)
 	frame := make([]byte, maxFrame)
 	sent := 0
@@ -376,7 +378,7 @@ func TestSendIsBounded(t *testing.T) {
 }
 
 func TestConcurrentSends(t *testing.T) {
-	checkLeak(t)
+	leak.CheckExact(t)
 	a, b := connPair(t)
 	p := newProbe(t)
 	const senders, each = 4, 200
@@ -402,7 +404,7 @@ func TestConcurrentSends(t *testing.T) {
 }
 
 func TestInterrupt(t *testing.T) {
-	checkLeak(t)
+	leak.CheckExact(t)
 	a, b := connPair(t)
 
 	b.interrupt()
@@ -440,7 +442,7 @@ func TestInterrupt(t *testing.T) {
 }
 
 func TestInterruptLosesNothing(t *testing.T) {
-	checkLeak(t)
+	leak.CheckExact(t)
 	a, b := connPair(t)
 	p := newProbe(t)
 	const frames = 5000
@@ -484,7 +486,7 @@ func TestInterruptLosesNothing(t *testing.T) {
 }
 
 func TestReceiveNow(t *testing.T) {
-	checkLeak(t)
+	leak.CheckExact(t)
 	a, b := connPair(t)
 	p := newProbe(t)
 	_, _, ok, err := b.receiveNow()
@@ -519,7 +521,7 @@ func TestReceiveNow(t *testing.T) {
 }
 
 func TestReadDeadline(t *testing.T) {
-	checkLeak(t)
+	leak.CheckExact(t)
 	a, b := connPair(t)
 	require.NoError(t, b.setReadDeadline(time.Now().Add(10*time.Millisecond)))
 	_, _, err := b.receive()
@@ -532,7 +534,7 @@ func TestReadDeadline(t *testing.T) {
 }
 
 func TestCloseWakesReceive(t *testing.T) {
-	checkLeak(t)
+	leak.CheckExact(t)
 	_, b := connPair(t)
 	result := make(chan error)
 	go func() {

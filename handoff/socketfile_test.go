@@ -8,6 +8,8 @@ import (
 	"testing"
 
 	"github.com/stretchr/testify/require"
+
+	"github.com/fdhandoff/handoff/internal/leak"
 	"golang.org/x/sys/unix"
 )
 
@@ -26,7 +28,7 @@ func TestCheckDirectory(t *testing.T) {
 	}
 	for _, test := range tests {
 		t.Run(test.name, func(t *testing.T) {
-			checkLeak(t)
+			leak.CheckExact(t)
 			dir := socketDir(t)
 			path := filepath.Join(dir, "s")
 			require.NoError(t, os.Chmod(dir, test.mode))
@@ -64,7 +66,7 @@ func TestDirectoryOfAnother(t *testing.T) {
 }
 
 func TestMissingDirectory(t *testing.T) {
-	checkLeak(t)
+	leak.CheckExact(t)
 	dir := filepath.Join(socketDir(t), "missing")
 	path := filepath.Join(dir, "s")
 	_, _, _, err := meet(t.Context(), path, allow{})
@@ -84,7 +86,7 @@ func TestMissingDirectory(t *testing.T) {
 }
 
 func TestRemoveSocketFile(t *testing.T) {
-	checkLeak(t)
+	leak.CheckExact(t)
 	path := filepath.Join(socketDir(t), "s")
 	ln, id := mustMeet(t, path)
 	for _, other := range []fileID{{}, {Dev: id.Dev, Ino: id.Ino + 1}, {Dev: id.Dev + 1, Ino: id.Ino}} {
@@ -112,7 +114,7 @@ func TestRemoveSocketFile(t *testing.T) {
 }
 
 func TestRemoveWaitsForTheLock(t *testing.T) {
-	checkLeak(t)
+	leak.CheckExact(t)
 	path := filepath.Join(socketDir(t), "s")
 	_, id := mustMeet(t, path)
 	lock, err := lockSocketFile(t.Context(), path)
@@ -158,7 +160,7 @@ func TestLockFileMustBeAFile(t *testing.T) {
 	}
 	for _, test := range tests {
 		t.Run(test.name, func(t *testing.T) {
-			checkLeak(t)
+			leak.CheckExact(t)
 			path := filepath.Join(socketDir(t), "s")
 			require.NoError(t, test.make(path+".lock"))
 			_, _, _, err := meet(t.Context(), path, allow{})
@@ -170,7 +172,7 @@ func TestLockFileMustBeAFile(t *testing.T) {
 }
 
 func TestRelativePath(t *testing.T) {
-	checkLeak(t)
+	leak.CheckExact(t)
 	t.Chdir(socketDir(t))
 	ln, id := mustMeet(t, "s")
 	c, err := dial(t.Context(), "./s", allow{})
@@ -183,7 +185,7 @@ func TestRelativePath(t *testing.T) {
 // A Unix socket of the program: as net.Listen would make it, but for what
 // happens to its file.
 func TestApplicationUnixSocket(t *testing.T) {
-	checkLeak(t)
+	leak.CheckExact(t)
 	path := filepath.Join(socketDir(t), "app")
 	stale := leaveStale(t, path, "unix")
 	d, id, err := bindSocket(t.Context(), "unix", path, false)
@@ -222,7 +224,7 @@ func TestApplicationUnixSocket(t *testing.T) {
 }
 
 func TestApplicationDatagramSocket(t *testing.T) {
-	checkLeak(t)
+	leak.CheckExact(t)
 	path := filepath.Join(socketDir(t), "app")
 	leaveStale(t, path, "unixgram")
 	d, id, err := bindSocket(t.Context(), "unixgram", path, false)
@@ -247,7 +249,7 @@ func TestApplicationDatagramSocket(t *testing.T) {
 }
 
 func TestUnknownUnixNetwork(t *testing.T) {
-	checkLeak(t)
+	leak.CheckExact(t)
 	path := filepath.Join(socketDir(t), "s")
 	_, _, err := listenUnix(t.Context(), "tcp", path, unixOptions{})
 	require.ErrorContains(t, err, "unknown network")

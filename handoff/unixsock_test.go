@@ -17,6 +17,8 @@ import (
 	"time"
 
 	"github.com/stretchr/testify/require"
+
+	"github.com/fdhandoff/handoff/internal/leak"
 	"golang.org/x/sys/unix"
 )
 
@@ -63,7 +65,7 @@ func accept(t testing.TB, ln *net.UnixListener) *conn {
 }
 
 func TestMeetThenDial(t *testing.T) {
-	checkLeak(t)
+	leak.CheckExact(t)
 	path := filepath.Join(socketDir(t), "s")
 	_, err := dial(t.Context(), path, allow{})
 	require.ErrorIs(t, err, ErrNobody)
@@ -107,16 +109,16 @@ func TestMeetThenDial(t *testing.T) {
 }
 
 func TestEverythingOfMeetIsCloseOnExec(t *testing.T) {
-	checkLeak(t)
+	leak.CheckExact(t)
 	path := filepath.Join(socketDir(t), "s")
-	before := openFDs(t)
+	before := leak.Descriptors(t)
 	ln, _ := mustMeet(t, path)
 	c, err := dial(t.Context(), path, allow{})
 	require.NoError(t, err)
 	defer c.Close()
 	accept(t, ln)
 	made := 0
-	for n := range openFDs(t) {
+	for n := range leak.Descriptors(t) {
 		if _, old := before[n]; old {
 			continue
 		}
@@ -130,7 +132,7 @@ func TestEverythingOfMeetIsCloseOnExec(t *testing.T) {
 
 // Whoever comes at the same time: one binds, and the other finds that one.
 func TestTwoMeetAtOnce(t *testing.T) {
-	checkLeak(t)
+	leak.CheckExact(t)
 	dir := socketDir(t)
 	for round := range 300 {
 		path := filepath.Join(dir, fmt.Sprint(round))
@@ -164,7 +166,7 @@ func TestTwoMeetAtOnce(t *testing.T) {
 func TestMeetReplacesStaleFile(t *testing.T) {
 	for _, network := range []string{"unixpacket", "unix", "unixgram"} {
 		t.Run(network, func(t *testing.T) {
-			checkLeak(t)
+			leak.CheckExact(t)
 			path := filepath.Join(socketDir(t), "s")
 			leaveStale(t, path, network)
 			_, err := dial(t.Context(), path, allow{})
@@ -207,7 +209,7 @@ func TestWhatIsNoSocketStays(t *testing.T) {
 	}
 	for _, test := range tests {
 		t.Run(test.name, func(t *testing.T) {
-			checkLeak(t)
+			leak.CheckExact(t)
 			path := filepath.Join(socketDir(t), "s")
 			test.make(t, path)
 			before, err := os.Lstat(path)
@@ -234,7 +236,7 @@ func TestWhatIsNoSocketStays(t *testing.T) {
 }
 
 func TestLiveServerOfAnotherKind(t *testing.T) {
-	checkLeak(t)
+	leak.CheckExact(t)
 	path := filepath.Join(socketDir(t), "s")
 	other, err := net.Listen("unix", path)
 	require.NoError(t, err)
@@ -250,7 +252,7 @@ func TestLiveServerOfAnotherKind(t *testing.T) {
 }
 
 func TestFullBacklogIsAlive(t *testing.T) {
-	checkLeak(t)
+	leak.CheckExact(t)
 	path := filepath.Join(socketDir(t), "s")
 	ln, id := mustMeet(t, path)
 	d, err := dupConn(ln)
@@ -299,7 +301,7 @@ func TestFullBacklogIsAlive(t *testing.T) {
 func TestBoundIsAlive(t *testing.T) {
 	for _, network := range []string{"unix", "unixgram", "unixpacket"} {
 		t.Run(network, func(t *testing.T) {
-			checkLeak(t)
+			leak.CheckExact(t)
 			path := filepath.Join(socketDir(t), "s")
 			d, id, err := listenUnix(t.Context(), network, path, unixOptions{})
 			require.NoError(t, err)
@@ -329,7 +331,7 @@ func TestBoundIsAlive(t *testing.T) {
 }
 
 func TestLongestPath(t *testing.T) {
-	checkLeak(t)
+	leak.CheckExact(t)
 	dir := socketDir(t)
 	path := filepath.Join(dir, strings.Repeat("x", maxSocketPath-len(dir)-1))
 	require.Len(t, path, 107)
@@ -350,7 +352,7 @@ func TestLongestPath(t *testing.T) {
 }
 
 func TestImpossiblePaths(t *testing.T) {
-	checkLeak(t)
+	leak.CheckExact(t)
 	for path, want := range map[string]string{
 		"":                      "empty",
 		"@name":                 "abstract",
@@ -370,7 +372,7 @@ func TestModeHasNoWindow(t *testing.T) {
 	if inChild(t, func(string) { watchMode(t) }) {
 		return
 	}
-	checkLeak(t)
+	leak.CheckExact(t)
 	out, err := childCommand(t, "umask 0").CombinedOutput()
 	require.NoError(t, err, "%s", out)
 	require.Contains(t, string(out), "--- PASS")
@@ -515,7 +517,7 @@ func TestRelistenNamesTheNewOwner(t *testing.T) {
 	if inChild(t, func(string) { takeListener(t) }) {
 		return
 	}
-	checkLeak(t)
+	leak.CheckExact(t)
 	path := filepath.Join(socketDir(t), "s")
 	ln, _ := mustMeet(t, path)
 	c := startChild(t, childCommand(t, "successor", pathVariable+"="+path))
@@ -587,7 +589,7 @@ func TestWrongUser(t *testing.T) {
 	if os.Geteuid() != 0 {
 		t.Skip("needs root, to start a process of another user")
 	}
-	checkLeak(t)
+	leak.CheckExact(t)
 	// Everybody may enter it, and nobody may replace what is another's.
 	dir := socketDir(t)
 	require.NoError(t, os.Chmod(dir, 0o777|os.ModeSticky))
@@ -672,7 +674,7 @@ func intrude(t *testing.T) {
 // Since Linux 6.16 the kernel refuses what clients send; before, it arrives and
 // is closed.
 func TestClientsCannotSendDescriptors(t *testing.T) {
-	checkLeak(t)
+	leak.CheckExact(t)
 	path := filepath.Join(socketDir(t), "s")
 	ln, _ := mustMeet(t, path)
 	c, err := dial(t.Context(), path, allow{})
@@ -720,7 +722,7 @@ func kernelRefusesRights(t *testing.T) bool {
 }
 
 func TestDialEndsWithItsContext(t *testing.T) {
-	checkLeak(t)
+	leak.CheckExact(t)
 	path := filepath.Join(socketDir(t), "s")
 	ctx, cancel := context.WithCancelCause(t.Context())
 	why := errors.New("no longer wanted")

@@ -15,9 +15,9 @@ import (
 
 	"github.com/stretchr/testify/require"
 
-	"github.com/fdhandoff/handoff/integration/leak"
 	"github.com/fdhandoff/handoff/integration/load"
 	"github.com/fdhandoff/handoff/integration/proc"
+	"github.com/fdhandoff/handoff/internal/leak"
 )
 
 // patience bounds every wait. A test that passes needs a small part of it.

@@ -3,10 +3,7 @@ package main
 import (
 	"bytes"
 	"context"
-	"net"
-	"os"
 	"path/filepath"
-	"runtime"
 	"testing"
 	"time"
 
@@ -18,27 +15,6 @@ import (
 
 func TestMain(m *testing.M) {
 	testscript.Main(m, map[string]func(){"handoffctl": main, "fakeserver": fakeServer})
-}
-
-// checkLeak fails the test if it leaves descriptors or goroutines behind.
-func checkLeak(t *testing.T) {
-	t.Helper()
-	fds := func() int {
-		dir, err := os.ReadDir("/proc/self/fd")
-		require.NoError(t, err)
-		return len(dir)
-	}
-	// The runtime opens its poller with the first socket, and keeps it.
-	ln, err := net.Listen("tcp", "127.0.0.1:0")
-	require.NoError(t, err)
-	require.NoError(t, ln.Close())
-	beforeFDs, beforeGo := fds(), runtime.NumGoroutine()
-	t.Cleanup(func() {
-		// A goroutine that was joined may take a moment to be gone. Eventually
-		// itself runs the condition in one more.
-		require.Eventually(t, func() bool { return fds() <= beforeFDs && runtime.NumGoroutine() <= beforeGo+1 },
-			5*time.Second, 5*time.Millisecond, "there were %d descriptors and %d goroutines before", beforeFDs, beforeGo)
-	})
 }
 
 type outcome struct {

@@ -12,6 +12,8 @@ import (
 
 	"github.com/stretchr/testify/require"
 
+	"github.com/fdhandoff/handoff/internal/leak"
+
 	"github.com/fdhandoff/handoff/handoff"
 )
 
@@ -144,7 +146,7 @@ func TestUpgrade(t *testing.T) {
 	}
 	for _, tt := range tests {
 		t.Run(tt.name, func(t *testing.T) {
-			checkLeak(t)
+			leak.Check(t)
 			path := filepath.Join(t.TempDir(), "s")
 			var f *fake
 			if !tt.nobody {
@@ -218,7 +220,7 @@ func endLater(t *testing.T, pidFile string, runs bool) {
 
 // TestUpgradeAgain: repeating an id under way waits for it, and starts nothing.
 func TestUpgradeAgain(t *testing.T) {
-	checkLeak(t)
+	leak.Check(t)
 	f, path := newFake(t, script{})
 	f.update(func(st *handoff.Status) {
 		st.Generations = gens("parked serving").Generations
@@ -233,7 +235,7 @@ func TestUpgradeAgain(t *testing.T) {
 
 // TestUpgradeTakesUpStandby: what an earlier run left as a standby is committed.
 func TestUpgradeTakesUpStandby(t *testing.T) {
-	checkLeak(t)
+	leak.Check(t)
 	f, path := newFake(t, script{upTo: "released"})
 	f.update(func(st *handoff.Status) {
 		standby(st)
@@ -246,7 +248,7 @@ func TestUpgradeTakesUpStandby(t *testing.T) {
 }
 
 func TestUpgradeInterrupted(t *testing.T) {
-	checkLeak(t)
+	leak.Check(t)
 	f, path := newFake(t, script{upTo: "standby"})
 	ctx, cancel := context.WithCancelCause(t.Context())
 	pidFile := filepath.Join(t.TempDir(), "pid")
@@ -264,7 +266,7 @@ func TestUpgradeInterrupted(t *testing.T) {
 
 // TestUpgradeSilence: whoever is silent may have committed, so CMD is let alone.
 func TestUpgradeSilence(t *testing.T) {
-	checkLeak(t)
+	leak.Check(t)
 	f, path := newFake(t, script{upTo: "standby"})
 	pidFile := filepath.Join(t.TempDir(), "pid")
 	args := []string{"--socket", path, "upgrade", "--log", os.DevNull, "--timeout=1s", "--"}
@@ -290,7 +292,7 @@ func TestChildEnds(t *testing.T) {
 	}
 	for _, tt := range tests {
 		t.Run(tt.name, func(t *testing.T) {
-			checkLeak(t)
+			leak.Check(t)
 			log := filepath.Join(t.TempDir(), "log")
 			require.NoError(t, os.WriteFile(log, []byte("older\n"), 0o600))
 			c, err := startChild("/bin/sh", []string{"sh", "-c", tt.script}, nil, log, "r")

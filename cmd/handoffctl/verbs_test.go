@@ -5,6 +5,8 @@ import (
 
 	"github.com/stretchr/testify/require"
 
+	"github.com/fdhandoff/handoff/internal/leak"
+
 	"github.com/fdhandoff/handoff/handoff"
 )
 
@@ -69,7 +71,7 @@ func TestHandover(t *testing.T) {
 	}
 	for _, tt := range tests {
 		t.Run(tt.name, func(t *testing.T) {
-			checkLeak(t)
+			leak.Check(t)
 			f, path := newFake(t, tt.script)
 			if tt.status != nil {
 				f.update(tt.status)
@@ -85,7 +87,7 @@ func TestHandover(t *testing.T) {
 }
 
 func TestRollback(t *testing.T) {
-	checkLeak(t)
+	leak.Check(t)
 	f, path := newFake(t, script{})
 	f.update(func(st *handoff.Status) { st.Generations = gens("parked serving").Generations })
 	require.Equal(t, outcome{stdout: "rolled back: generation 1 serves\n"}, ctl(t.Context(), "--socket", path, "rollback"))
@@ -93,14 +95,14 @@ func TestRollback(t *testing.T) {
 }
 
 func TestStop(t *testing.T) {
-	checkLeak(t)
+	leak.Check(t)
 	_, path := newFake(t, script{})
 	require.Equal(t, outcome{stdout: "generation 1 is gone: nobody answers at the socket now\n"}, ctl(t.Context(), "--socket", path, "stop"))
 	require.Equal(t, exitNobody, ctl(t.Context(), "--socket", path, "stop").code)
 }
 
 func TestNotAllowed(t *testing.T) {
-	checkLeak(t)
+	leak.Check(t)
 	_, path := newFake(t, script{})
 	for _, args := range [][]string{{"--allow-uid", "4294967295", "status"}, {"--allow-uid", "x", "status"}} {
 		got := ctl(t.Context(), append([]string{"--socket", path}, args...)...)

@@ -10,6 +10,8 @@ import (
 
 	"github.com/stretchr/testify/require"
 
+	"github.com/fdhandoff/handoff/internal/leak"
+
 	"github.com/fdhandoff/handoff/handoff"
 )
 
@@ -23,7 +25,7 @@ func during(ctx context.Context, do func(), args ...string) outcome {
 }
 
 func TestWaitThroughChange(t *testing.T) {
-	checkLeak(t)
+	leak.Check(t)
 	path := filepath.Join(t.TempDir(), "s")
 	got := during(t.Context(), func() {
 		// Nobody, then a first one that ends, then another one.
@@ -39,7 +41,7 @@ func TestWaitThroughChange(t *testing.T) {
 }
 
 func TestWaitThroughHandover(t *testing.T) {
-	checkLeak(t)
+	leak.Check(t)
 	f, path := newFake(t, script{upTo: "committed"})
 	f.update(func(st *handoff.Status) { st.Generations = gens("parked serving").Generations })
 	got := during(t.Context(), func() {
@@ -99,7 +101,7 @@ func TestWaitEndsWithout(t *testing.T) {
 	}
 	for _, tt := range tests {
 		t.Run(tt.name, func(t *testing.T) {
-			checkLeak(t)
+			leak.Check(t)
 			path := filepath.Join(t.TempDir(), "s")
 			tt.start(t, path)
 			got := ctl(t.Context(), "--socket", path, "wait", "--for", "drained", "--timeout", "300ms")
@@ -111,7 +113,7 @@ func TestWaitEndsWithout(t *testing.T) {
 }
 
 func TestWaitInterrupted(t *testing.T) {
-	checkLeak(t)
+	leak.Check(t)
 	f, path := newFake(t, script{})
 	ctx, cancel := context.WithCancel(t.Context())
 	got := during(ctx, func() {
@@ -123,7 +125,7 @@ func TestWaitInterrupted(t *testing.T) {
 }
 
 func TestWaitDrainedWithCuts(t *testing.T) {
-	checkLeak(t)
+	leak.Check(t)
 	f, path := newFake(t, script{})
 	f.update(func(st *handoff.Status) {
 		st.Last = &handoff.HandoffStatus{From: 1, To: 2, Outcome: "released", Cut: map[string]int{"h2": 1, "idle": 0, "hijacked": 2}}

@@ -11,13 +11,13 @@ import (
 	"net/http"
 	"net/http/httptest"
 	"net/url"
-	"os"
-	"runtime"
 	"strings"
 	"testing"
 	"time"
 
 	"github.com/stretchr/testify/require"
+
+	"github.com/fdhandoff/handoff/internal/leak"
 )
 
 const patience = 10 * time.Second
@@ -27,29 +27,9 @@ func info() (uint64, string) { return 7, `<b>"blue"</b>` }
 // never is for applications that do not drain.
 func never(context.Context) <-chan struct{} { return nil }
 
-// checkAppLeak fails the test where descriptors or goroutines are left when
-// all its other cleanups have run.
-func checkAppLeak(t *testing.T) {
-	t.Helper()
-	count := func() (fds, goroutines int) {
-		entries, err := os.ReadDir("/proc/self/fd")
-		require.NoError(t, err)
-		return len(entries), runtime.NumGoroutine()
-	}
-	fds, goroutines := count()
-	t.Cleanup(func() {
-		http.DefaultTransport.(*http.Transport).CloseIdleConnections()
-		require.Eventually(t, func() bool {
-			nowFDs, nowGoroutines := count()
-			// Eventually runs this in a goroutine of its own.
-			return nowFDs <= fds && nowGoroutines <= goroutines+1
-		}, patience, time.Millisecond)
-	})
-}
-
 func serveApp(t *testing.T, handler http.Handler) *httptest.Server {
 	t.Helper()
-	checkAppLeak(t)
+	leak.Check(t)
 	s := httptest.NewUnstartedServer(handler)
 	s.Config.DisableGeneralOptionsHandler = true
 	s.Start()

@@ -14,7 +14,7 @@ import (
 
 	"github.com/stretchr/testify/require"
 
-	"github.com/fdhandoff/handoff/integration/leak"
+	"github.com/fdhandoff/handoff/internal/leak"
 )
 
 // echoApp answers as the server under test does.

@@ -11,7 +11,7 @@ import (
 	"github.com/stretchr/testify/require"
 	"golang.org/x/net/http2"
 
-	"github.com/fdhandoff/handoff/integration/leak"
+	"github.com/fdhandoff/handoff/internal/leak"
 )
 
 // eventApp sends events until the request or drain ends, and then, if told to, says goodbye.

@@ -13,7 +13,7 @@ import (
 
 	"github.com/stretchr/testify/require"
 
-	"github.com/fdhandoff/handoff/integration/leak"
+	"github.com/fdhandoff/handoff/internal/leak"
 )
 
 // within bounds a test's waits.
