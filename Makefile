@@ -2,11 +2,12 @@
 # make demo      shows a server replaced by its next version under load
 # make test      runs every test that needs no extra package
 # make test-root runs the tests that need root; a skip is a failure
+# make walk      walks the state machine and its mutations, and prints how far
 # make lint      go vet, staticcheck and gofumpt, in the versions that tools/go.mod pins
 # make deps      what .ci/run needs besides (Debian, as root)
 GO ?= go
 
-.PHONY: build demo test test-root lint deps clean
+.PHONY: build demo test test-root walk lint deps clean
 
 build:
 	$(GO) build -o bin/ ./cmd/server ./cmd/handoffctl
@@ -20,6 +21,9 @@ test:
 
 test-root:
 	HANDOFF_TEST_ROOT=1 $(GO) test -race -count=1 -run '^TestRoot' ./...
+
+walk:
+	$(GO) test -count=1 -v -run 'TestWalk|TestMutations' ./handoff
 
 # The tools are built from tools/, whose versions are apart from the library's.
 lint:

@@ -81,6 +81,16 @@ func (c *chain) ready(p *Process) {
 	require.NoError(c.t, p.Ready(c.ctx))
 }
 
+// serve makes a Process that greets on 127.0.0.1:0, and waits until it serves.
+func (c *chain) serve(label string, change ...func(*Config)) (*Process, net.Listener) {
+	c.t.Helper()
+	p := c.start(label, change...)
+	ln := c.listen(p, "tcp", "127.0.0.1:0")
+	greet(p, ln)
+	c.ready(p)
+	return p, ln
+}
+
 func (c *chain) wait(p *Process) Report {
 	c.t.Helper()
 	r, err := p.Wait(c.ctx)
@@ -209,10 +219,7 @@ func TestListenAndServe(t *testing.T) {
 
 func TestCloseBeforeReadyLeavesTheIncumbent(t *testing.T) {
 	c := newChain(t)
-	one := c.start("one")
-	ln := c.listen(one, "tcp", "127.0.0.1:0")
-	greet(one, ln)
-	c.ready(one)
+	one, ln := c.serve("one")
 	path := filepath.Join(filepath.Dir(c.socket), "fresh")
 	for range 3 {
 		p := c.start("bad")
@@ -308,10 +315,7 @@ func TestFirstStartsAtTheSameInstant(t *testing.T) {
 
 func TestStandbyWaitsForTheOperator(t *testing.T) {
 	c := newChain(t)
-	one := c.start("one")
-	ln := c.listen(one, "tcp", "127.0.0.1:0")
-	greet(one, ln)
-	c.ready(one)
+	one, ln := c.serve("one")
 
 	_, err := c.client().Handover(c.ctx, "")
 	var remote *RemoteError
@@ -361,10 +365,7 @@ func TestStandbyServesWhenTheIncumbentEnds(t *testing.T) {
 
 func TestSpareGivesWayAndComesBack(t *testing.T) {
 	c := newChain(t)
-	one := c.start("one")
-	ln := c.listen(one, "tcp", "127.0.0.1:0")
-	greet(one, ln)
-	c.ready(one)
+	one, ln := c.serve("one")
 
 	spare := c.start("spare", mode(Spare))
 	greet(spare, c.listen(spare, "tcp", "127.0.0.1:0"))
@@ -375,9 +376,7 @@ func TestSpareGivesWayAndComesBack(t *testing.T) {
 	var remote *RemoteError
 	require.ErrorAs(t, err, &remote, "a spare waits for the incumbent's death only")
 
-	two := c.start("two")
-	greet(two, c.listen(two, "tcp", "127.0.0.1:0"))
-	c.ready(two)
+	two, _ := c.serve("two")
 	c.wait(one)
 	require.Equal(t, fmt.Sprint(two.Generation()), asked(t, ln.Addr()))
 
@@ -398,9 +397,7 @@ func TestRollbackInProbation(t *testing.T) {
 	ln := c.listen(one, "tcp", "127.0.0.1:0")
 	greet(one, ln)
 	c.ready(one)
-	two := c.start("two")
-	greet(two, c.listen(two, "tcp", "127.0.0.1:0"))
-	c.ready(two)
+	two, _ := c.serve("two")
 	require.Equal(t, "2", asked(t, ln.Addr()))
 	s, err := c.client().Status(c.ctx)
 	require.NoError(t, err)
@@ -463,10 +460,7 @@ func TestSuccessorThatEndsInProbationGivesBack(t *testing.T) {
 
 func TestStopWaitsForAStartingSuccessor(t *testing.T) {
 	c := newChain(t)
-	one := c.start("one")
-	ln := c.listen(one, "tcp", "127.0.0.1:0")
-	greet(one, ln)
-	c.ready(one)
+	one, ln := c.serve("one")
 	two := c.start("two", mode(Standby))
 	greet(two, c.listen(two, "tcp", "127.0.0.1:0"))
 	one.Stop()
@@ -494,10 +488,7 @@ func TestStopWithoutASuccessorAfterAll(t *testing.T) {
 
 func TestReadyTimeoutRevokesTheSuccessor(t *testing.T) {
 	c := newChain(t)
-	one := c.start("one", func(cfg *Config) { cfg.ReadyTimeout = 50 * time.Millisecond })
-	ln := c.listen(one, "tcp", "127.0.0.1:0")
-	greet(one, ln)
-	c.ready(one)
+	one, ln := c.serve("one", func(cfg *Config) { cfg.ReadyTimeout = 50 * time.Millisecond })
 	two := c.start("two")
 	<-two.Done()
 	require.ErrorIs(t, two.Err(), ErrRevoked)
@@ -620,9 +611,7 @@ func TestOlderGenerationsStayInTheStatus(t *testing.T) {
 // served until release, and then leaves nothing behind.
 func TestSocketOpenedBesideAStandby(t *testing.T) {
 	c := newChain(t)
-	one := c.start("one", probation)
-	greet(one, c.listen(one, "tcp", "127.0.0.1:0"))
-	c.ready(one)
+	one, _ := c.serve("one", probation)
 	two := c.start("two", mode(Standby))
 	c.listen(two, "tcp", "127.0.0.1:0")
 	ready := make(chan error, 1)

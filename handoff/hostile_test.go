@@ -129,10 +129,7 @@ type target struct {
 func newTarget(t testing.TB, change ...func(*Config)) *target {
 	t.Helper()
 	c := newChain(t)
-	one := c.start("one", append([]func(*Config){probation}, change...)...)
-	ln := c.listen(one, "tcp", "127.0.0.1:0")
-	greet(one, ln)
-	c.ready(one)
+	one, ln := c.serve("one", append([]func(*Config){probation}, change...)...)
 	letRightsPass(t, one)
 	return &target{chain: c, one: one, at: ln.Addr()}
 }

@@ -71,9 +71,7 @@ func TestCloseLeavesFilesToTheStandby(t *testing.T) {
 
 func TestOperatorsThatStayConnectedDelayNobody(t *testing.T) {
 	c := newChain(t)
-	a := c.start("A")
-	greet(a, c.listen(a, "tcp", "127.0.0.1:0"))
-	c.ready(a)
+	c.serve("A")
 	for range maxConns {
 		x, err := net.Dial("unixpacket", c.socket)
 		require.NoError(t, err)
@@ -91,28 +89,20 @@ func TestOperatorsThatStayConnectedDelayNobody(t *testing.T) {
 
 func TestBadFrameWhileServingIsForgotten(t *testing.T) {
 	c := newChain(t)
-	a := c.start("A", probation)
-	greet(a, c.listen(a, "tcp", "127.0.0.1:0"))
-	c.ready(a)
-	b := c.start("B")
-	greet(b, c.listen(b, "tcp", "127.0.0.1:0"))
-	c.ready(b)
+	a, _ := c.serve("A", probation)
+	b, _ := c.serve("B")
 	c.reach(a, StateParked)
 	a.ask(func() { a.younger.send(&frame{Type: msgSockets, Last: true}) }) // one frame out of place
 	a.Stop()
 	c.wait(a)
-	d := c.start("D")
-	greet(d, c.listen(d, "tcp", "127.0.0.1:0"))
-	c.ready(d)
+	c.serve("D")
 	_, err := b.Wait(c.ctx)
 	require.NoError(t, err, "it handed over well")
 }
 
 func TestOutcomeOfAHandoverByItsRequest(t *testing.T) {
 	c := newChain(t)
-	a := c.start("A")
-	greet(a, c.listen(a, "tcp", "127.0.0.1:0"))
-	c.ready(a)
+	a, _ := c.serve("A")
 	b := c.start("B", mode(Standby))
 	greet(b, c.listen(b, "tcp", "127.0.0.1:0"))
 	go b.Ready(c.ctx)
@@ -130,9 +120,7 @@ func TestOutcomeOfAHandoverByItsRequest(t *testing.T) {
 
 func TestHandoverTwiceKeepsTheRequest(t *testing.T) {
 	c := newChain(t)
-	a := c.start("A", probation)
-	greet(a, c.listen(a, "tcp", "127.0.0.1:0"))
-	c.ready(a)
+	c.serve("A", probation)
 	b := c.start("B", mode(Standby))
 	greet(b, c.listen(b, "tcp", "127.0.0.1:0"))
 	_, err := c.client().Handover(c.ctx, "op-7")
@@ -150,9 +138,7 @@ func TestHandoverTwiceKeepsTheRequest(t *testing.T) {
 
 func TestSuccessorThatCantAcceptGivesBack(t *testing.T) {
 	c := newChain(t)
-	a := c.start("A")
-	greet(a, c.listen(a, "tcp", "127.0.0.1:0"))
-	c.ready(a)
+	a, _ := c.serve("A")
 	b := c.start("B")
 	greet(b, c.listen(b, "tcp", "127.0.0.1:0"))
 	b.sockets.claimed[0].d.Close()

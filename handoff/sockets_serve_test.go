@@ -168,9 +168,7 @@ func TestListenAndServeErrors(t *testing.T) {
 		require.Equal(t, "1", asked(t, ln.Addr()))
 	})
 	// After all of that the next one takes over.
-	two := c.start("three")
-	greet(two, c.listen(two, "tcp", "127.0.0.1:0"))
-	c.ready(two)
+	two, _ := c.serve("three")
 	one.Stop()
 	c.wait(one)
 	require.Equal(t, fmt.Sprint(two.Generation()), asked(t, ln.Addr()))

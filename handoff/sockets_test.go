@@ -240,10 +240,7 @@ func TestUnclaimedSocketsAreServedUntilRelease(t *testing.T) {
 // A successor that is gone before it served leaves no mark.
 func TestUnclaimedIsForgottenWithTheSuccessor(t *testing.T) {
 	c := newChain(t)
-	one := c.start("one")
-	ln := c.listen(one, "tcp", "127.0.0.1:0")
-	greet(one, ln)
-	c.ready(one)
+	_, ln := c.serve("one")
 	two := c.start("two", mode(Standby))
 	go two.Ready(c.ctx)
 	c.reach(two, StateStandby)

@@ -18,24 +18,24 @@ import (
 // scriptMarker stands above the deploy script in README.md.
 const scriptMarker = "<!-- deploy script -->"
 
-// deployScript is the script as it stands in README.md.
-func deployScript(t *testing.T) string {
+// blockOfTheReadme is the block of code in a language that follows a marker in README.md.
+func blockOfTheReadme(t *testing.T, marker, language string) string {
 	t.Helper()
 	root, err := proc.ModuleRoot(t.Context())
 	require.NoError(t, err)
 	readme, err := os.ReadFile(filepath.Join(root, "README.md"))
 	require.NoError(t, err)
-	_, after, found := strings.Cut(string(readme), scriptMarker)
-	require.True(t, found, "README.md has no %s", scriptMarker)
-	block := regexp.MustCompile("(?s)^\\s*```sh\n(.*?)```").FindStringSubmatch(after)
-	require.NotNil(t, block, "no sh block follows the marker")
+	_, after, found := strings.Cut(string(readme), marker)
+	require.True(t, found, "README.md has no %s", marker)
+	block := regexp.MustCompile("(?s)^\\s*```" + language + "\n(.*?)```").FindStringSubmatch(after)
+	require.NotNil(t, block, "no block of %s follows %s", language, marker)
 	return block[1]
 }
 
 // The deploy script of README.md works as it stands, twice in a row, and no client notices. It finds the programs in
 // its PATH and in bin/ of its directory, and the control socket in HANDOFF_SOCKET.
 func TestDeployScriptOfTheReadme(t *testing.T) {
-	script := deployScript(t)
+	script := blockOfTheReadme(t, scriptMarker, "sh")
 	require.LessOrEqual(t, len(strings.Split(strings.TrimSpace(script), "\n")), 6, "it is said to have six lines")
 	s := newService(t)
 	dir := s.path("checkout")
@@ -77,18 +77,13 @@ const programMarker = "<!-- go program -->"
 func TestProgramOfTheReadme(t *testing.T) {
 	root, err := proc.ModuleRoot(t.Context())
 	require.NoError(t, err)
-	readme, err := os.ReadFile(filepath.Join(root, "README.md"))
-	require.NoError(t, err)
-	_, after, found := strings.Cut(string(readme), programMarker)
-	require.True(t, found, "README.md has no %s", programMarker)
-	block := regexp.MustCompile("(?s)^\\s*```go\n(.*?)```").FindStringSubmatch(after)
-	require.NotNil(t, block, "no go block follows the marker")
+	program := blockOfTheReadme(t, programMarker, "go")
 	s := newService(t)
 	dir := s.path("program")
 	require.NoError(t, os.Mkdir(dir, 0o700))
 	// The port is the kernel's choice here.
-	source := strings.Replace(block[1], "127.0.0.1:8080", web, 1)
-	require.NotEqual(t, block[1], source)
+	source := strings.Replace(program, "127.0.0.1:8080", web, 1)
+	require.NotEqual(t, program, source)
 	require.NoError(t, os.WriteFile(filepath.Join(dir, "main.go"), []byte(source), 0o600))
 	for _, args := range [][]string{
 		{"mod", "init", "example.org/app"},
