@@ -294,7 +294,8 @@ func (p *Process) perform(a action) {
 	case actReportSilent:
 		p.Logger().Warn("the incumbent is alive but silent; nothing is lost, its connections wait", "hint", "end that process if it stays so")
 	case actKill:
-		p.Logger().Warn("ending the silent incumbent")
+		// Not reached: nothing sets machine.kill before there are heartbeats
+		// that tell silence.
 	case actReply:
 		p.answer = a.reply
 	case actOutcome:
