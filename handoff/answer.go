@@ -32,7 +32,7 @@ type controlSocket struct {
 
 type trackedControl struct {
 	c    *conn
-	link bool // stays: a link, reports of an older generation, or a stop that waits for its end
+	stay bool // does not make room: a link, reports of an older generation, or a stop that waits for its end
 	stop bool // an operator waits for this process's end
 }
 
@@ -87,7 +87,7 @@ func (s *controlSocket) track(c *conn) {
 	s.mu.Lock()
 	defer s.mu.Unlock()
 	if len(s.conns) >= maxConns {
-		oldest := slices.IndexFunc(s.conns, func(t trackedControl) bool { return !t.link })
+		oldest := slices.IndexFunc(s.conns, func(t trackedControl) bool { return !t.stay })
 		if oldest >= 0 {
 			s.conns[oldest].c.Close()
 			s.conns = slices.Delete(s.conns, oldest, oldest+1)
@@ -104,7 +104,7 @@ func (s *controlSocket) keep(c *conn, stop bool) {
 	s.mu.Lock()
 	defer s.mu.Unlock()
 	if i := s.find(c); i >= 0 {
-		s.conns[i].link, s.conns[i].stop = true, stop
+		s.conns[i].stay, s.conns[i].stop = true, stop
 	}
 }
 
@@ -225,8 +225,7 @@ func (p *Process) answerOne(c *conn) {
 			p.control.keep(c, false)
 			p.hearRegistered(c, f)
 			return
-		}
-		if f.Type == msgError {
+		case msgError:
 			continue // never answered
 		}
 		err = say(c, p.answerOperator(f))

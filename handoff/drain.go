@@ -3,7 +3,6 @@ package handoff
 import (
 	"context"
 	"log/slog"
-	"maps"
 	"time"
 )
 
@@ -27,13 +26,18 @@ func (p *Process) openConnections() map[string]int {
 	defer p.drainers.Unlock()
 	sum := map[string]int{}
 	for _, d := range p.drainers.all {
-		for k, n := range d.open() {
-			if n > 0 {
-				sum[k] += n
-			}
-		}
+		add(sum, d.open())
 	}
 	return sum
+}
+
+// add adds counts by kind to sum.
+func add(sum, counts map[string]int) {
+	for kind, n := range counts {
+		if n > 0 {
+			sum[kind] += n
+		}
+	}
 }
 
 // beginDrain starts the lame duck of whatever drains, and waits for it elsewhere.
@@ -72,11 +76,7 @@ func (p *Process) drain(until time.Time, plain bool) {
 		case <-p.life.Done():
 			return
 		}
-		for k, n := range d.cut() {
-			if n > 0 {
-				cut[k] += n
-			}
-		}
+		add(cut, d.cut())
 	}
 	p.post(func() { p.drained(opened, cut) })
 }
@@ -85,13 +85,13 @@ func (p *Process) drain(until time.Time, plain bool) {
 func (p *Process) drained(opened, cut map[string]int) {
 	p.mu.Lock()
 	p.report.Open, p.report.Cut, p.report.Duration = opened, cut, time.Since(p.began)
-	r := p.report
+	took := p.report.Duration
 	p.mu.Unlock()
 	level := slog.LevelInfo
 	if len(cut) > 0 {
 		level = slog.LevelWarn
 	}
-	p.Logger().Log(context.Background(), level, "drained", "open", maps.Clone(r.Open), "cut", maps.Clone(cut), "duration", r.Duration)
+	p.Logger().Log(context.Background(), level, "drained", "open", opened, "cut", cut, "duration", took)
 	p.finished = true
 	p.drainedIfDone()
 }

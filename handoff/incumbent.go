@@ -43,8 +43,8 @@ func (p *Process) askToSucceed(l *link, f *frame) bool {
 	p.feed(event{kind: evHello, mode: f.Mode})
 	admitted := p.younger == l
 	p.asker = nil
-	for r := range p.retired {
-		if p.m.exclusive {
+	if p.m.exclusive {
+		for r := range p.retired {
 			log.Warn("a revoked successor has not confirmed yet, an exclusive socket waits for it", "revoked_pid", r.peer.PID, "hint", "end that process if it hangs")
 		}
 	}
@@ -62,7 +62,7 @@ func (p *Process) admit() {
 	p.younger = l
 	p.setGeneration(p.Generation(), l.id)
 	p.prepareOffer(l.files)
-	p.ledger.set(RequestStatus{ID: l.peer.Request, Outcome: "starting", Generation: l.number, Time: time.Now()})
+	p.ledger.set(RequestStatus{ID: l.peer.Request, Outcome: OutcomeStarting, Generation: l.number, Time: time.Now()})
 	p.Logger().Info("a successor is starting", "successor", l.number, "successor_pid", l.peer.PID,
 		"successor_label", l.peer.Label, "mode", l.mode.String(), "request", l.peer.Request)
 }
@@ -202,7 +202,7 @@ func (p *Process) markUnoffered() (names []string) {
 // recordOutcome keeps account of how a handoff goes, by request id and as the
 // last attempt that ended.
 func (p *Process) recordOutcome(out outcome, why reason) {
-	names := [...]string{"starting", "standby", "committed", "released", "failed", "rolled_back"}
+	names := [...]string{OutcomeStarting, OutcomeStandby, OutcomeCommitted, OutcomeReleased, OutcomeFailed, OutcomeRolledBack}
 	l := p.younger
 	h := HandoffStatus{ID: p.handoff, From: p.Generation(), Outcome: names[out], Reason: string(why), Time: time.Now()}
 	id := p.cfg.Request
@@ -218,10 +218,10 @@ func (p *Process) recordOutcome(out outcome, why reason) {
 	}
 	outcome := h.Outcome
 	if h.From == 0 {
-		outcome = "serving"
+		outcome = OutcomeServing
 	}
 	if why == whyWithdrawn {
-		outcome = "withdrawn"
+		outcome = OutcomeWithdrawn
 	}
 	p.ledger.set(RequestStatus{ID: id, Outcome: outcome, Generation: h.To, Reason: string(why), Time: h.Time})
 	if out == outcomeReleased {

@@ -10,8 +10,6 @@ type ledger struct {
 	verb string          // the id of the operator's handover under way
 }
 
-const outcomeWithdrawn = "withdrawn"
-
 func (g *ledger) find(id string) (RequestStatus, bool) {
 	i := slices.IndexFunc(g.all, func(r RequestStatus) bool { return r.ID == id })
 	if id == "" || i < 0 {
@@ -52,7 +50,7 @@ func (g *ledger) list() []RequestStatus { return slices.Clone(newest(g.all, maxR
 // by, the outcome that its handoff has.
 func (g *ledger) settle(generation uint64, outcome string) {
 	for i := range g.all {
-		if r := &g.all[i]; r.Generation == generation && r.Outcome == "committed" {
+		if r := &g.all[i]; r.Generation == generation && r.Outcome == OutcomeCommitted {
 			r.Outcome = outcome
 		}
 	}
@@ -60,11 +58,11 @@ func (g *ledger) settle(generation uint64, outcome string) {
 
 // achieved says that the request's version serves, or has served.
 func (r *RequestStatus) achieved() bool {
-	return r.Outcome == "committed" || r.Outcome == "released" || r.Outcome == "serving"
+	return r.Outcome == OutcomeCommitted || r.Outcome == OutcomeReleased || r.Outcome == OutcomeServing
 }
 
 // withdrawn says that a hello with this id comes too late.
 func (g *ledger) withdrawn(id string) bool {
 	r, ok := g.find(id)
-	return ok && r.Outcome == outcomeWithdrawn
+	return ok && r.Outcome == OutcomeWithdrawn
 }

@@ -216,11 +216,7 @@ func (p *Process) frameArrived(l *link, f *frame, fds []*descriptor) {
 		if f.Code == CodePermission {
 			p.fault = fmt.Errorf("%w: %s", ErrPermission, f.Text)
 		}
-		said := msgRefuse
-		if f.Code == CodeBusy {
-			p.fault, p.busy, said = nil, f.Text, msgBusy
-		}
-		p.feed(event{kind: evFrame, side: sideElder, msg: said})
+		p.feed(event{kind: evFrame, side: sideElder, msg: msgRefuse})
 	case f.Type == msgError:
 		// An error is never answered, and changes nothing.
 		p.Logger().Warn("the peer reports an error", "code", f.Code, "text", f.Text)
@@ -270,10 +266,6 @@ func (p *Process) sendFrame(a action) {
 		p.readyFrame(l, f)
 	case msgRelease:
 		f.Requests = p.ledger.list()
-	case msgAbort:
-		if a.why == whySilent {
-			p.fault = fmt.Errorf("%w (pid %d)", ErrSilent, l.peer.PID)
-		}
 	case msgRevoke:
 		f.Text = revokeText(a.why)
 		p.Logger().Warn("the successor is told to stop", "reason", string(a.why), "successor_pid", l.peer.PID)

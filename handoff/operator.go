@@ -89,7 +89,7 @@ func (p *Process) answerRollback() *frame {
 		}
 		return f
 	}
-	if p.m.state == StateServing && p.younger == nil && p.last != nil && p.last.Outcome == "rolled_back" && p.last.From == p.Generation() {
+	if p.m.state == StateServing && p.younger == nil && p.last != nil && p.last.Outcome == OutcomeRolledBack && p.last.From == p.Generation() {
 		f := p.okFrame(fmt.Sprintf("generation %d was rolled back already", p.last.To))
 		f.Already = true
 		return f
@@ -120,7 +120,7 @@ func (p *Process) answerWithdraw(id string) *frame {
 	} else if r, ok := p.ledger.find(id); ok && r.achieved() {
 		return refusal("not_now", "request "+id+" is "+r.Outcome+" already", "")
 	}
-	p.ledger.set(RequestStatus{ID: id, Outcome: outcomeWithdrawn, Time: time.Now()})
+	p.ledger.set(RequestStatus{ID: id, Outcome: OutcomeWithdrawn, Time: time.Now()})
 	p.changed()
 	return f
 }

@@ -186,8 +186,7 @@ func (p *Process) feed(ev event) {
 	}
 	if p.attempt != nil && p.m.got && p.m.elder != phaseOffer {
 		// Everything is here, or the incumbent died and what is here must do.
-		p.attempt <- attempt{}
-		p.attempt = nil
+		p.endAttempt(attempt{})
 	}
 	p.changed()
 }
@@ -390,8 +389,7 @@ func (p *Process) ended(why reason) {
 		if err == nil {
 			err = ErrStopped
 		}
-		p.attempt <- attempt{err: err}
-		p.attempt = nil
+		p.endAttempt(attempt{err: err})
 	}
 	switch {
 	case p.Generation() == 0: // Start returns what went wrong
@@ -440,11 +438,16 @@ func (p *Process) startTimer(kind timerKind) {
 	})
 }
 
+// endAttempt tells join, which waits, how its attempt went.
+func (p *Process) endAttempt(a attempt) {
+	p.attempt <- a
+	p.attempt = nil
+}
+
 // retry: what was tried did not work out for a reason that passes.
 func (p *Process) retry() {
 	if p.attempt != nil {
-		p.attempt <- attempt{again: true, why: p.busy}
-		p.attempt = nil
+		p.endAttempt(attempt{again: true, why: p.busy})
 		return
 	}
 	// A spare that gave way registers with the next incumbent by itself.

@@ -26,15 +26,14 @@ type socket struct {
 
 // socketSet is everything that this process can hand over, by name.
 type socketSet struct {
-	mu           sync.Mutex
-	claimed      []*socket   // asked for by the program, in that order
-	unclaimed    []*socket   // inherited, and not asked for yet
-	givenUp      []rejection // inherited, asked for, and closed again before Ready
-	givenUpNames []string
-	writing      []*socket // packet sockets that another process reads now: what was read here is still answered
-	serving      bool      // new ones accept at once
-	parked       bool      // new ones too, and are not the successor's
-	closed       bool
+	mu        sync.Mutex
+	claimed   []*socket // asked for by the program, in that order
+	unclaimed []*socket // inherited, and not asked for yet
+	givenUp   []*socket // inherited, asked for, and closed again before Ready
+	writing   []*socket // packet sockets that another process reads now: what was read here is still answered
+	serving   bool      // new ones accept at once
+	parked    bool      // new ones too, and are not the successor's
+	closed    bool
 }
 
 func (it *manifestItem) family() string {
@@ -182,8 +181,7 @@ func (p *Process) giveUp(s *socket) {
 // noteGivenUp remembers an inherited socket that is not taken after all.
 func (set *socketSet) noteGivenUp(s *socket) {
 	if s.index >= 0 {
-		set.givenUp = append(set.givenUp, rejection{Index: s.index, Reason: "closed again by this version"})
-		set.givenUpNames = append(set.givenUpNames, s.String())
+		set.givenUp = append(set.givenUp, s)
 	}
 }
 
@@ -368,7 +366,7 @@ func (set *socketSet) detach() {
 	for _, u := range set.unclaimed {
 		u.closeDescriptor(false)
 	}
-	set.unclaimed, set.givenUp, set.givenUpNames = nil, nil, nil
+	set.unclaimed, set.givenUp = nil, nil
 }
 
 // refill is detach's other half: what the program asked for once is claimed or

@@ -316,13 +316,20 @@ func (p *Process) readyFrame(l *link, f *frame) {
 // stays open that nobody accepts on, and says what it was.
 func (p *Process) dropUnclaimed() []rejection {
 	p.sockets.mu.Lock()
-	rejects, names := p.sockets.givenUp, p.sockets.givenUpNames
+	var rejects []rejection
+	var names []string
+	reject := func(s *socket, reason string) {
+		rejects = append(rejects, rejection{Index: s.index, Reason: reason})
+		names = append(names, s.String())
+	}
+	for _, s := range p.sockets.givenUp {
+		reject(s, "closed again by this version")
+	}
 	for _, u := range p.sockets.unclaimed {
-		rejects = append(rejects, rejection{Index: u.index, Reason: "not asked for by this version"})
-		names = append(names, u.String())
+		reject(u, "not asked for by this version")
 		u.closeDescriptor(false)
 	}
-	p.sockets.unclaimed, p.sockets.givenUp, p.sockets.givenUpNames = nil, nil, nil
+	p.sockets.unclaimed, p.sockets.givenUp = nil, nil
 	p.sockets.mu.Unlock()
 	if len(names) > 0 {
 		p.mu.Lock()
