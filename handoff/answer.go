@@ -228,9 +228,18 @@ func (p *Process) answerOne(c *conn) {
 		case msgError:
 			continue // never answered
 		}
-		err = say(c, p.answerOperator(f))
-		if f.Type == msgStop {
-			// The connection tells by its end when this process has ended.
+		// Where it is about this process's end, the connection tells by its own end
+		// that it has come.
+		if f.Type == msgDrain {
+			if p.takeOut(c) {
+				stopped = true
+				c.setReadDeadline(time.Time{})
+			}
+			continue
+		}
+		answer := p.answerOperator(f)
+		err = say(c, answer)
+		if f.Type == msgStop && answer.Type == msgOK && answer.Generation == p.Generation() {
 			stopped = true
 			p.control.keep(c, true)
 			c.setReadDeadline(time.Time{})

@@ -8,8 +8,8 @@ import (
 )
 
 // Client is the operator's side of the control socket: it asks whoever answers
-// there, and changes something only by the verbs Handover, Rollback, Stop and
-// Withdraw.
+// there, and changes something only by the verbs Handover, Rollback, Stop, Drain
+// and Withdraw.
 //
 // Each call connects anew and closes what it opened, so a Client needs no
 // closing, may be copied, and may be used by several goroutines at once. ctx
@@ -157,14 +157,43 @@ func (c *Client) Stop(ctx context.Context) (Answer, error) {
 // its successor failed, that is not before ctx ends. If ctx ends first the error
 // is ctx's and the Answer, if it came, is returned too: the process goes on.
 func (c *Client) StopAndWait(ctx context.Context) (Answer, error) {
+	return c.untilItsEnd(ctx, &frame{Type: msgStop})
+}
+
+// StopGeneration stops the living generation n, whichever process answers: the
+// answering one as Stop does; one that drains, or was revoked, cuts what it has
+// open at once; a successor that does not serve yet is sent away. For a
+// successor in probation, and for a generation that is not known, the answer is
+// a RemoteError with CodeNotNow. It does not wait for the end, which Status
+// shows by listing n no more.
+func (c *Client) StopGeneration(ctx context.Context, n uint64) (Answer, error) {
+	return c.verb(ctx, &frame{Type: msgStop, Generation: n}, false)
+}
+
+// Drain takes the service out: the incumbent takes no successor, sends away one
+// that waits or starts, and stops as by Stop with nobody to succeed it. In
+// probation the answer is a RemoteError with CodeNotNow. It does not wait for
+// the end.
+func (c *Client) Drain(ctx context.Context) (Answer, error) {
+	return c.verb(ctx, &frame{Type: msgDrain}, true)
+}
+
+// DrainAndWait is Drain, and returns as StopAndWait does.
+func (c *Client) DrainAndWait(ctx context.Context) (Answer, error) {
+	return c.untilItsEnd(ctx, &frame{Type: msgDrain})
+}
+
+// untilItsEnd puts a verb that ends the answering process, and waits for that.
+func (c *Client) untilItsEnd(ctx context.Context, verb *frame) (Answer, error) {
+	op := verb.Type.String()
 	conn, err := dialOperator(ctx, c.Socket, c.AllowUIDs)
 	if err != nil {
-		return Answer{}, c.fail("stop", err)
+		return Answer{}, c.fail(op, err)
 	}
 	defer conn.Close()
-	f, err := conn.question(ctx, &frame{Type: msgStop}, msgOK)
+	f, err := conn.question(ctx, verb, msgOK)
 	if err != nil {
-		return Answer{}, c.fail("stop", err)
+		return Answer{}, c.fail(op, err)
 	}
 	// The path is free long before a plain stop has drained. The connection
 	// ends when the process does.
@@ -178,7 +207,7 @@ func (c *Client) StopAndWait(ctx context.Context) (Answer, error) {
 		}
 	}
 	if !errors.Is(err, ErrNoAnswer) {
-		return answer, c.fail("stop", err)
+		return answer, c.fail(op, err)
 	}
 	return answer, nil
 }

@@ -200,7 +200,7 @@ func TestDocumentedExamples(t *testing.T) {
 	}
 	for _, m := range []msgType{
 		msgHello, msgWelcome, msgBusy, msgRefuse, msgSockets, msgGot, msgReady, msgServe, msgServing, msgRelease, msgReleased, msgDraining, msgBye,
-		msgStatus, msgListSockets, msgSocketList, msgHandover, msgRollback, msgStop, msgWithdraw, msgOK, msgError,
+		msgStatus, msgListSockets, msgSocketList, msgHandover, msgRollback, msgDrain, msgStop, msgWithdraw, msgOK, msgError,
 	} {
 		require.True(t, seen[m], "no example of %v", m)
 	}

@@ -3,6 +3,7 @@ package handoff
 import (
 	"context"
 	"log/slog"
+	"sync"
 	"time"
 )
 
@@ -40,58 +41,100 @@ func add(sum, counts map[string]int) {
 	}
 }
 
+// drainRun is one drain, of which a process has one at most.
+type drainRun struct {
+	began, until time.Time
+	plain        bool            // nobody succeeds
+	hammered     <-chan struct{} // closed when the deadline is now
+	shut         []*listener     // what is queued on them is accepted first
+}
+
 // beginDrain starts the lame duck of whatever drains, and waits for it elsewhere.
 func (p *Process) beginDrain(plain bool) {
-	until, shut := p.deadline, p.shut
+	run := drainRun{began: p.began, until: p.deadline, plain: plain, hammered: p.hammered, shut: p.shut}
 	p.work.Go(func() {
-		// What was queued on a listener that is shut is accepted first.
-		for _, l := range shut {
+		for _, l := range run.shut {
 			<-l.done
 		}
 		p.post(p.control.removeIfOwned)
-		p.drain(until, plain)
+		if r, ok := p.drain(run); ok {
+			p.post(func() { p.drained(r) })
+		}
 	})
 	p.reportDraining()
 }
 
-// drain runs beside run: it blocks.
-func (p *Process) drain(until time.Time, plain bool) {
+// drain runs beside run: it blocks. false means that the process was closed.
+func (p *Process) drain(run drainRun) (Report, bool) {
 	p.drainers.Lock()
-	p.drainers.begun, p.drainers.plain, p.drainers.until = true, plain, until
+	p.drainers.begun, p.drainers.plain, p.drainers.until = true, run.plain, run.until
 	all := append([]drainer(nil), p.drainers.all...)
 	p.drainers.Unlock()
-	opened := p.openConnections()
+	r := Report{Open: p.openConnections()}
 	for _, d := range all {
-		d.beginDrain(until, plain)
+		d.beginDrain(run.until, run.plain)
 	}
-	cut := map[string]int{}
-	deadline := time.NewTimer(time.Until(until))
+	ended, ok := p.allDrained(run, all)
+	if !ok {
+		return r, false
+	}
+	if !ended {
+		r.Cut = cutAll(all)
+	}
+	r.Duration = time.Since(run.began)
+	if run.plain && p.cfg.AfterDrain != nil {
+		r.Reason = string(whyStopped)
+		p.callHook("AfterDrain", run.hammered, func(ctx context.Context) error { return p.cfg.AfterDrain(ctx, r) })
+	}
+	return r, true
+}
+
+// allDrained waits until all have ended by themselves; ended is false at the
+// deadline, ok at the process's own end.
+func (p *Process) allDrained(run drainRun, all []drainer) (ended, ok bool) {
+	deadline := time.NewTimer(time.Until(run.until))
 	defer deadline.Stop()
 	for _, d := range all {
 		select {
 		case <-d.drained():
-			continue
 		case <-deadline.C:
-			deadline.Reset(0)
+			return false, true
+		case <-run.hammered:
+			return false, true
 		case <-p.life.Done():
-			return
+			return false, false
 		}
-		add(cut, d.cut())
 	}
-	p.post(func() { p.drained(opened, cut) })
+	return true, true
+}
+
+// cutAll cuts everything at the same time, since each may take a second for it.
+func cutAll(all []drainer) map[string]int {
+	var cutting sync.WaitGroup
+	var mu sync.Mutex
+	sum := map[string]int{}
+	for _, d := range all {
+		cutting.Go(func() {
+			cut := d.cut()
+			mu.Lock()
+			defer mu.Unlock()
+			add(sum, cut)
+		})
+	}
+	cutting.Wait()
+	return sum
 }
 
 // drained: everything has ended or was cut.
-func (p *Process) drained(opened, cut map[string]int) {
+func (p *Process) drained(r Report) {
 	p.mu.Lock()
-	p.report.Open, p.report.Cut, p.report.Duration = opened, cut, time.Since(p.began)
-	took := p.report.Duration
+	p.report = r
 	p.mu.Unlock()
 	level := slog.LevelInfo
-	if len(cut) > 0 {
+	if len(r.Cut) > 0 {
 		level = slog.LevelWarn
 	}
-	p.Logger().Log(context.Background(), level, "drained", "open", opened, "cut", cut, "duration", took)
+	p.Logger().Log(context.Background(), level, "drained", "open", r.Open, "cut", r.Cut, "duration", r.Duration)
 	p.finished = true
 	p.drainedIfDone()
 }

@@ -47,6 +47,26 @@ type Config struct {
 	// 0 is 30 s; negative cuts at once.
 	DrainTimeout time.Duration
 
+	// StopDelay is how long a process that is stopped, with nobody to succeed
+	// it, goes on accepting while Ending is true already, so that load balancers
+	// and Kubernetes endpoints turn away first. 0 or negative is none. A
+	// handover is never delayed.
+	StopDelay time.Duration
+
+	// BeforeStop, if set, is called when a stop that nobody succeeds begins,
+	// before StopDelay: to leave a service registry, for instance, which a
+	// handover never does. AfterDrain is called after such a stop's drain,
+	// before Wait returns. Each runs in a goroutine of its own; its ctx ends
+	// after 10 s, or by Hammer, and then it is waited for no more. An error is
+	// logged and changes nothing.
+	BeforeStop func(ctx context.Context) error
+	AfterDrain func(ctx context.Context, r Report) error
+
+	// OnHammer, if set, is called when hammer time begins, before anything is
+	// cut: to write a goroutine dump, for instance. It must return soon and must
+	// not wait for methods of the Process.
+	OnHammer func()
+
 	// StepTimeout bounds each answer of the peer during a handoff, other than
 	// Ready, and how long a connection to the control socket may ask nothing
 	// (at most 60 s then). 0 is 5 s; negative is 24 h.
@@ -89,6 +109,7 @@ func (c Config) withDefaults() (Config, error) {
 		{&c.Probation, 5 * time.Second, 0},
 		{&c.DrainTimeout, 30 * time.Second, 0},
 		{&c.StepTimeout, 5 * time.Second, 24 * time.Hour},
+		{&c.StopDelay, 0, 0},
 	} {
 		switch {
 		case *d.v == 0:
@@ -336,6 +357,40 @@ func (p *Process) Stop() {
 	select {
 	case p.stopped <- struct{}{}:
 	default: // one is waiting to be seen
+	}
+}
+
+// Hammer cuts a stop or a drain short: what is open is cut now, as at the drain
+// deadline, and what a stop still waits for is waited for no more. A successor
+// that has every socket serves when it is ready; one that has not is sent away.
+// After a handover that can still be taken back, Hammer applies once it can't.
+// Where this process is not on its way out, nothing happens but a line in the
+// log. Hammer does not block.
+func (p *Process) Hammer() { p.post(p.hammer) }
+
+// Ending says that this process is being stopped with nobody to succeed it:
+// readiness probes should fail from here on. It is true before the process stops
+// accepting, by Config.StopDelay. A handover never makes it true. Safe for
+// concurrent use.
+func (p *Process) Ending() bool {
+	p.mu.Lock()
+	defer p.mu.Unlock()
+	return p.ending
+}
+
+// Status is what an operator is told who asks this process: what it knows of
+// itself and of the other living generations. The error is ErrNotServing after
+// this process's end, or ctx's.
+func (p *Process) Status(ctx context.Context) (*Status, error) {
+	got := make(chan *Status, 1)
+	if !p.post(func() { got <- p.status() }) {
+		return nil, ErrNotServing
+	}
+	select {
+	case s := <-got:
+		return s, nil
+	case <-ctx.Done():
+		return nil, context.Cause(ctx)
 	}
 }
 

@@ -267,6 +267,10 @@ func revokeText(why reason) string {
 		return "an operator rolled back"
 	case whyProtocol:
 		return "it broke the protocol"
+	case whyDraining:
+		return "the service is taken out, nobody is to succeed"
+	case whyStopped:
+		return "an operator stopped it"
 	}
 	return string(why)
 }

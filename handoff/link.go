@@ -197,6 +197,10 @@ func (p *Process) frameArrived(l *link, f *frame, fds []*descriptor) {
 		p.badFrame(l, fmt.Errorf("%w: %s carries %d descriptors", errLink, f.Type, len(fds)))
 		return
 	}
+	if f.Type == msgHurry && l.side == sideYounger && p.m.younger == phaseDraining {
+		p.hurried(f.Generation)
+		return
+	}
 	var err error
 	ev := event{kind: evFrame, side: l.side, msg: f.Type, why: f.Reason, last: f.Last}
 	switch l.side {

@@ -34,6 +34,39 @@ func (v *living) report(from any, f *frame) {
 
 func (v *living) lost(from any) { delete(v.reports, from) }
 
+// source finds who reported the generation n.
+func (v *living) source(n uint64) any {
+	for from, all := range v.reports {
+		if slices.ContainsFunc(all, func(g GenerationStatus) bool { return g.Generation == n }) {
+			return from
+		}
+	}
+	return nil
+}
+
+// hurryOlder has the draining generation n cut what it has open: straight, or by
+// way of a draining one that knows it.
+func (p *Process) hurryOlder(n uint64) bool {
+	f := &frame{Type: msgHurry, Generation: n}
+	switch from := p.living.source(n).(type) {
+	case *link:
+		return from.trySend(f) == nil
+	case *conn:
+		return say(from, f) == nil
+	}
+	return false
+}
+
+// hurried: whoever serves now wants generation n, this one or an older one, to
+// end.
+func (p *Process) hurried(n uint64) {
+	if n == p.Generation() {
+		p.hammer()
+		return
+	}
+	p.hurryOlder(n)
+}
+
 // older lists what was reported, oldest first.
 func (v *living) older() []GenerationStatus {
 	var all []GenerationStatus
@@ -55,7 +88,8 @@ func (p *Process) self() *GenerationStatus {
 	g.Handoff = p.handoff
 	g.Open = p.openConnections()
 	g.Sockets, g.Unclaimed = p.sockets.count()
-	if p.m.state == StateParked || p.m.state == StateDraining || p.m.state == StateRevoked {
+	g.Stopping = p.m.leaving
+	if p.m.leaving || p.m.state == StateParked || p.m.state == StateDraining || p.m.state == StateRevoked {
 		g.LeftSeconds = max(0, time.Until(p.deadline).Seconds())
 	}
 	return &g
@@ -186,7 +220,6 @@ func (p *Process) register() {
 	for p.life.Err() == nil {
 		if c, err := p.dialOwn(); err == nil {
 			p.reportOn(c)
-			c.Close()
 		}
 		p.pause()
 	}
@@ -207,6 +240,20 @@ func (p *Process) pause() {
 
 // reportOn registers on c and reports until the other end is gone.
 func (p *Process) reportOn(c *conn) {
+	heard := make(chan struct{})
+	defer func() { c.Close(); <-heard }()
+	go func() {
+		defer close(heard)
+		for {
+			f, err := p.question(c)
+			if err != nil {
+				return
+			}
+			if f.Type == msgHurry {
+				p.post(func() { p.hurried(f.Generation) })
+			}
+		}
+	}()
 	for kind := msgRegister; ; kind = msgDraining {
 		f := &frame{Type: kind}
 		if !p.ask(func() { f.Self, f.Older = p.self(), p.living.older() }) || say(c, f) != nil {

@@ -79,7 +79,10 @@ const (
 	evEmpty                     // the link that actPoll named was read empty
 	evHandover                  // the operator's verbs
 	evRollback                  //
-	evWithdraw                  // the request that the present successor came with is withdrawn
+	evWithdraw                  // the present successor is sent away before it serves (why)
+	evTakeOut                   // the operator's drain: nobody is to succeed
+	evHammer                    // what is still waited for on the way out is waited for no more
+	evDelayed                   // the stop delay is over
 	evNobody                    // there is no incumbent at the path: this process is the first
 	evDialed                    // connected to the incumbent, hello is out
 )
@@ -134,6 +137,7 @@ const (
 	actStopAccepting                     // stop accepting for good and close every socket; files stay
 	actRelease                           // close the parked copies, close what was rejected and remove its files; files of handed sockets stay
 	actDropSockets                       // close sockets that were never served
+	actDelayStop                         // a plain stop begins: not ready any more, but accepting; evDelayed follows
 	actShut                              // plain stop: accept what is queued, close everything, remove the files this process owns
 	actAnswer                            // begin to answer the control socket
 	actStopAnswering                     // stop answering it and close this copy; the path stays
@@ -180,7 +184,8 @@ const (
 	whyProtocol   reason = "protocol"    // revoke, abort: a frame that has no place there
 	whyAborted    reason = "aborted"     // the successor gave up by itself
 	whyDied       reason = "died"        // the link ended without a word
-	whyStopped    reason = "stopped"     // plain stop
+	whyDraining   reason = "draining"    // revoke: an operator takes the service out, nobody is to succeed
+	whyStopped    reason = "stopped"     // plain stop; revoke: an operator stopped that successor
 	whyHandedOver reason = "handed_over" // the good end
 	whyRevoked    reason = "revoked"     // was told to stop after it had served
 	whyRefused    reason = "refused"     // the incumbent refused
@@ -228,6 +233,8 @@ type machine struct {
 	stopping  bool // a stop waits: for a starting successor, or for the elder's last word
 	hurry     bool // release without probation
 	asked     bool // this handover is how a stop is done
+	delays    bool // a plain stop is delayed
+	leaving   bool // it is being delayed: accepts, but takes no successor any more
 	exclusive bool // some socket is declared exclusive
 	held      bool // exclusive sockets wait for a revoked successor to end
 	released  bool // a successor confirmed that it is on its own
@@ -286,7 +293,15 @@ func (m *machine) step(ev event) []action {
 	case evRollback:
 		o.rollback()
 	case evWithdraw:
-		o.withdraw()
+		o.withdraw(ev.why)
+	case evTakeOut:
+		o.takeOut()
+	case evHammer:
+		o.hammer()
+	case evDelayed:
+		if m.leaving {
+			o.shut()
+		}
 	case evNobody:
 		m.elder = phaseNone
 		o.do(action{kind: actAnswer})

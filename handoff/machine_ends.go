@@ -125,11 +125,64 @@ func (o *steps) stop() {
 	}
 }
 
-// plainStop ends the chain: nobody succeeds.
+// plainStop ends the chain: nobody succeeds. Where it is delayed, this process
+// accepts until then, so that whoever routes traffic to it can turn away first.
 func (o *steps) plainStop() {
-	o.m.state = StateDraining
+	switch m := o.m; {
+	case m.leaving:
+	case m.delays:
+		m.leaving = true
+		o.do(action{kind: actDelayStop})
+	default:
+		o.shut()
+	}
+}
+
+func (o *steps) shut() {
+	o.m.state, o.m.leaving = StateDraining, false
 	o.do(action{kind: actShut})
 	o.do(action{kind: actDrain, plain: true})
+}
+
+// takeOut is a plain stop that no successor prevents.
+func (o *steps) takeOut() {
+	m := o.m
+	switch {
+	case m.leaving || m.state == StateDraining && !m.released:
+		o.reply(replyAlready)
+	case !m.sole():
+		o.reply(replyNotNow)
+	default:
+		o.reply(replyOK)
+		m.stopping = false
+		if m.younger != phaseNone {
+			o.dismiss(whyDraining)
+		}
+		o.plainStop()
+	}
+}
+
+// hammer ends what a stop still waits for.
+func (o *steps) hammer() {
+	m := o.m
+	switch {
+	case m.leaving:
+		o.shut()
+	case m.state != StateServing || !m.stopping:
+	case m.younger == phaseOffer:
+		m.stopping = false
+		o.dismiss(whyStopped)
+		o.shut()
+	case m.younger == phaseHeld:
+		// It has everything, and serves as soon as it is ready: clients wait
+		// in the queues until then.
+		o.stopTimers(sideYounger)
+		o.do(action{kind: actStopAccepting})
+		o.send(sideYounger, msgBye, whyNone)
+		o.do(action{kind: actCloseLink, side: sideYounger})
+		m.state, m.younger, m.stopping = StateDraining, phaseNone, false
+		o.do(action{kind: actDrain})
+	}
 }
 
 // close ends this process at once.

@@ -14,7 +14,7 @@ func (o *steps) hello(mode Takeover) {
 		why = whyReleased
 	case m.state != StateServing || !m.sole():
 		why = whyProbation
-	case m.stopping:
+	case m.stopping || m.leaving:
 		why = whyStopping
 	case m.revoking > 0 && m.exclusive:
 		why = whyRevoking
@@ -204,7 +204,7 @@ func (o *steps) handover() {
 	switch {
 	case m.state == StateParked || m.state == StateReleasing || m.state == StateDraining:
 		o.reply(replyAlready)
-	case !m.sole():
+	case !m.sole() || m.leaving:
 		o.reply(replyNotNow)
 	case m.younger == phaseNone:
 		o.reply(replyNoStandby)
@@ -228,11 +228,11 @@ func (o *steps) rollback() {
 	o.reply(replyNotNow)
 }
 
-func (o *steps) withdraw() {
+func (o *steps) withdraw(why reason) {
 	m := o.m
 	if m.state == StateServing && (m.younger == phaseOffer || m.younger == phaseHeld || m.younger == phaseReady) {
 		o.reply(replyOK)
-		o.dismiss(whyWithdrawn)
+		o.dismiss(why)
 		return
 	}
 	o.reply(replyNotNow)

@@ -147,6 +147,10 @@ func (k *walker) rest(w *world) bool {
 			k.feed(w, i, event{kind: evDrained})
 			return true
 		}
+		if p.m.leaving {
+			k.feed(w, i, event{kind: evDelayed})
+			return true
+		}
 		for t := range timerCount {
 			if p.m.armed&(1<<t) != 0 {
 				p.wasStopped = false
@@ -222,6 +226,9 @@ func (k *walker) runMoves(w world, i int, try func(string, func(*world) bool)) {
 	if p.m.state == StateDraining || p.m.state == StateRevoked {
 		feed("has drained", event{kind: evDrained})
 	}
+	if p.m.leaving {
+		feed("has delayed its stop", event{kind: evDelayed})
+	}
 	for t := range timerCount {
 		if p.m.armed&(1<<t) == 0 {
 			continue
@@ -252,7 +259,9 @@ func (k *walker) runMoves(w world, i int, try func(string, func(*world) bool)) {
 		{"handover", evHandover, true},
 		{"rollback", evRollback, true},
 		{"withdraw", evWithdraw, true},
+		{"drain", evTakeOut, true},
 		{"SIGTERM", evStop, false},
+		{"hammer", evHammer, false},
 		{"Close", evClose, false},
 	} {
 		if verb.operator && !p.answers {

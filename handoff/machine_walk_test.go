@@ -84,7 +84,7 @@ type walker struct {
 	step    func(*machine, event) []action // the machine, or a mutation of it
 	broken  string                         // the first rule that was broken
 	account string                         // how it came to that
-	asked   bool                           // the event under way is SIGTERM or Close
+	asked   bool                           // the event under way is SIGTERM, hammer or Close
 }
 
 func (k *walker) fail(format string, args ...any) {
@@ -98,7 +98,7 @@ func (k *walker) feed(w *world, i int, ev event) {
 	if ev.kind == evFrame && ev.side == sideElder && ev.msg == msgRevoke && p.m.elder >= phaseOffer && p.m.elder != phaseDraining {
 		p.knowsRevoked = true
 	}
-	k.asked = ev.kind == evStop || ev.kind == evClose
+	k.asked = ev.kind == evStop || ev.kind == evClose || ev.kind == evHammer
 	for _, a := range k.step(&p.m, ev) {
 		k.obey(w, i, a)
 	}
@@ -499,13 +499,14 @@ type walkSetup struct {
 	limit int
 	kill  bool
 	prob  bool
+	delay bool // of a plain stop
 }
 
 // start is generation 1 serving, the others not yet born.
 func (s walkSetup) start() world {
 	w := s.w
 	for i, mode := range s.modes {
-		w.procs[i].m = machine{mode: mode, exclusive: true, probation: s.prob, kill: s.kill}
+		w.procs[i].m = machine{mode: mode, exclusive: true, probation: s.prob, kill: s.kill, delays: s.delay}
 	}
 	w.procs[0].born, w.procs[0].holds = true, true
 	k := &walker{n: len(s.modes), step: (*machine).step}
@@ -529,6 +530,13 @@ func walkSetups(three int) []walkSetup {
 				})
 			}
 		}
+	}
+	for _, mode := range []Takeover{Auto, Standby} {
+		all = append(all, walkSetup{
+			name:  fmt.Sprintf("two, %v, stops delayed", mode),
+			modes: []Takeover{Auto, mode}, prob: true, delay: true, limit: 1 << 30,
+			w: world{crashes: 1, stops: 1, verbs: 2},
+		})
 	}
 	for _, modes := range [][]Takeover{
 		{Auto, Auto, Auto}, {Auto, Standby, Auto}, {Auto, Spare, Auto}, {Auto, Standby, Standby}, {Auto, Spare, Spare},

@@ -25,7 +25,7 @@ func (p *Process) answerOperator(f *frame) *frame {
 	case msgWithdraw:
 		ok = p.ask(func() { out = p.answerWithdraw(f.Request) })
 	case msgStop:
-		out = p.okFrame("stopping")
+		ok = p.ask(func() { out = p.answerStop(f.Generation) })
 	default:
 		out = &frame{Type: msgError, Code: "unknown_type", Text: "this process does not know that question", Hint: "is the tool newer than the server?"}
 	}
@@ -76,7 +76,74 @@ func (p *Process) answerHandover(id string) *frame {
 	case replySpare:
 		return refusal("no_standby", "only a spare is there, which waits for the incumbent's death", "start the next version with --takeover standby or auto")
 	}
-	return refusal("not_now", "this process does not serve: it is "+p.m.state.String(), "see handoffctl status")
+	return p.notNow()
+}
+
+// notNow refuses what only an incumbent that is sure of itself can do.
+func (p *Process) notNow() *frame {
+	if p.m.leaving {
+		return refusal("not_now", "this process is about to stop", "see handoffctl status")
+	}
+	return refusal("not_now", "this process does not serve alone: it is "+p.m.state.String(), "see handoffctl status")
+}
+
+// takeOut answers the operator on c, and then lets nobody succeed. The answer
+// comes first, since this process may be gone right after; false means that it
+// was a no, or could not be sent.
+func (p *Process) takeOut(c *conn) (ok bool) {
+	p.ask(func() {
+		m := p.m
+		acts := m.step(event{kind: evTakeOut})
+		f := p.okFrame("draining")
+		switch reply, _ := replyIn(acts); reply {
+		case replyNotNow:
+			f = p.notNow()
+		case replyAlready:
+			f.Already = true
+		}
+		if say(c, f) != nil || f.Type != msgOK {
+			return
+		}
+		ok = true
+		p.control.keep(c, true)
+		if !f.Already {
+			p.Logger().Info("an operator takes the service out")
+			p.feed(event{kind: evTakeOut})
+		}
+	})
+	return ok
+}
+
+func replyIn(acts []action) (reply, bool) {
+	for _, a := range acts {
+		if a.kind == actReply {
+			return a.reply, true
+		}
+	}
+	return 0, false
+}
+
+// answerStop is about one generation by its number; 0 is this one, which is told
+// after its answer was sent.
+func (p *Process) answerStop(n uint64) *frame {
+	f := p.okFrame("stopping")
+	if n == 0 || n == p.Generation() {
+		return f
+	}
+	f.Generation = n
+	if l := p.younger; l != nil && l.number == n {
+		p.feed(event{kind: evWithdraw, why: whyStopped})
+		if p.answer != replyOK {
+			return refusal("not_now", fmt.Sprintf("generation %d serves in probation", n), "handoffctl rollback takes back")
+		}
+		f.Text = fmt.Sprintf("generation %d is sent away", n)
+		return f
+	}
+	if !p.hurryOlder(n) {
+		return refusal("not_now", fmt.Sprintf("no generation %d is known here that could be stopped", n), "handoffctl status lists the living ones")
+	}
+	f.Text = fmt.Sprintf("generation %d is told to cut what it has open", n)
+	return f
 }
 
 func (p *Process) answerRollback() *frame {
@@ -113,7 +180,7 @@ func (p *Process) answerWithdraw(id string) *frame {
 		return f
 	}
 	if p.younger != nil && p.younger.peer.Request == id {
-		p.feed(event{kind: evWithdraw})
+		p.feed(event{kind: evWithdraw, why: whyWithdrawn})
 		if p.answer != replyOK {
 			return refusal("not_now", "request "+id+" is committed already", "handoffctl rollback takes back during probation")
 		}

@@ -50,6 +50,7 @@ type Process struct {
 	err        error
 	unclaimed  []string
 	report     Report
+	ending     bool
 
 	// Owned by run.
 	m         machine
@@ -78,18 +79,19 @@ type Process struct {
 	deadline  time.Time // of probation or drain
 	began     time.Time // of the drain
 	shut      []*listener
-	finished  bool // everything that can drain has
+	finished  bool          // everything that can drain has
+	hammered  chan struct{} // closed at hammer time
 }
 
 func newProcess(cfg Config) *Process {
 	p := &Process{
 		cfg: cfg, instance: rand.Text()[:12], started: time.Now(),
 		inbox: make(chan func(), 64), stopped: make(chan struct{}, 1), serving: make(chan struct{}), done: make(chan struct{}), gone: make(chan struct{}), joined: make(chan struct{}),
-		retired: map[*link]bool{},
+		retired: map[*link]bool{}, hammered: make(chan struct{}),
 	}
 	p.life, p.die = context.WithCancel(context.Background())
 	p.program = program{PID: os.Getpid(), Label: cfg.Label, Request: cfg.Request, Started: p.started}
-	p.m.mode, p.m.probation = cfg.Takeover, cfg.Probation > 0
+	p.m.mode, p.m.probation, p.m.delays = cfg.Takeover, cfg.Probation > 0, cfg.StopDelay > 0 || cfg.BeforeStop != nil
 	return p
 }
 
@@ -209,6 +211,9 @@ func (p *Process) stateChanged(from, to State) {
 	if to == StateDraining || to == StateRevoked {
 		p.began = time.Now()
 		p.deadline = p.began.Add(p.cfg.DrainTimeout)
+		if p.isHammered() {
+			p.deadline = p.began
+		}
 		p.closeDone()
 	}
 }
@@ -263,7 +268,10 @@ func (p *Process) perform(a action) {
 		p.control.close()
 	case actRelease:
 		p.shut = p.sockets.release()
+	case actDelayStop:
+		p.delayStop()
 	case actShut:
+		p.setEnding()
 		// The path goes last: who comes meanwhile is told busy, and finds the
 		// addresses free when it comes again.
 		p.control.owned = true
@@ -289,6 +297,9 @@ func (p *Process) perform(a action) {
 	case actRetry:
 		p.retry()
 	case actReportUnstopped:
+		if p.isHammered() {
+			p.hammered = make(chan struct{})
+		}
 		p.Logger().Warn("told to stop, but the successor failed: this process serves on", "hint", "stop it again to end the service, or start another successor")
 	case actReportSilent:
 		p.Logger().Warn("the incumbent is alive but silent; nothing is lost, its connections wait", "hint", "end that process if it stays so")

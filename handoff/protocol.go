@@ -64,13 +64,15 @@ const (
 	msgRevoke
 	msgDraining
 	msgBye
-	// a draining generation to whoever serves
+	// a draining generation to whoever serves, and back
 	msgRegister
+	msgHurry
 	// operator
 	msgStatus
 	msgListSockets
 	msgHandover
 	msgRollback
+	msgDrain
 	msgStop
 	msgWithdraw
 	// to the operator
@@ -84,7 +86,7 @@ const (
 var msgNames = [msgCount]string{
 	"", "hello", "got", "rejected", "ready", "serving", "released", "revoked", "abort",
 	"welcome", "busy", "refuse", "sockets", "serve", "release", "revoke", "draining", "bye",
-	"register", "status", "list_sockets", "handover", "rollback", "stop", "withdraw",
+	"register", "hurry", "status", "list_sockets", "handover", "rollback", "drain", "stop", "withdraw",
 	"ok", "socket_list", "error",
 }
 
@@ -117,7 +119,7 @@ type frame struct {
 	Program  *program      `json:"program,omitempty"`  // who speaks
 	Files    []string      `json:"files,omitempty"`    // hello: names of other descriptors that are asked for
 	// welcome: the successor's number, the id that both sides log, how many sockets follow
-	Generation uint64          `json:"generation,omitempty"`
+	Generation uint64          `json:"generation,omitempty"` // stop, hurry: whom it is about
 	Handoff    string          `json:"handoff,omitempty"`
 	Total      int             `json:"total,omitempty"`
 	Deadlines  *deadlines      `json:"deadlines,omitempty"` // welcome

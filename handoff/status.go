@@ -65,9 +65,12 @@ type GenerationStatus struct {
 	// Open counts its open connections by kind: active, idle, new, h2, hijacked.
 	// A kind that has none may be absent.
 	Open map[string]int `json:"open,omitempty"`
+	// Stopping says that the process, which still serves, is being stopped with
+	// nobody to succeed it: it is not ready for new traffic any more.
+	Stopping bool `json:"stopping,omitempty"`
 	// LeftSeconds is the time until the process's present state is ended by
-	// force: of the probation (parked) or of the drain (draining, revoked). 0 if
-	// nothing is running out.
+	// force: of the probation (parked), of the drain (draining, revoked) or of
+	// the stop's delay (stopping). 0 if nothing is running out.
 	LeftSeconds float64 `json:"left_seconds,omitempty"`
 	// Handoff is the id that both sides of the handoff under way, or of the last
 	// one that this process took part in, write into their logs; or "".
@@ -155,6 +158,7 @@ type Answer struct {
 	// Text is a sentence for people, or "".
 	Text string `json:"text,omitempty"`
 
-	// Cut counts by kind what was cut at the drain deadline; of StopAndWait only.
+	// Cut counts by kind what was cut at the drain deadline; of StopAndWait and
+	// DrainAndWait only.
 	Cut map[string]int
 }

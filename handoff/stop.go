@@ -1,0 +1,90 @@
+package handoff
+
+import (
+	"context"
+	"time"
+)
+
+// How a process leaves when it is told to: a plain stop's delay and hooks, and
+// hammer time, which cuts short whatever a stop or a drain waits for.
+
+// hookTimeout is how long BeforeStop and AfterDrain may take.
+const hookTimeout = 10 * time.Second
+
+// setEnding turns readiness false.
+func (p *Process) setEnding() {
+	p.mu.Lock()
+	defer p.mu.Unlock()
+	p.ending = true
+}
+
+// delayStop tells the world that this process stops, and gives it the time to
+// turn away, while everything is still accepted.
+func (p *Process) delayStop() {
+	p.setEnding()
+	p.Logger().Info("stopping: not ready any more, but still accepting", "delay", p.cfg.StopDelay)
+	hammered := p.hammered
+	p.work.Go(func() {
+		if p.cfg.BeforeStop != nil {
+			p.callHook("BeforeStop", hammered, p.cfg.BeforeStop)
+		}
+		p.post(func() { p.deadline = time.Now().Add(p.cfg.StopDelay); p.changed() })
+		delay := time.NewTimer(p.cfg.StopDelay)
+		defer delay.Stop()
+		select {
+		case <-delay.C:
+		case <-hammered: // the machine knows already
+		case <-p.life.Done():
+		}
+		p.post(func() { p.feed(event{kind: evDelayed}) })
+	})
+}
+
+// callHook runs one of the program's hooks, for a while.
+func (p *Process) callHook(name string, hammered <-chan struct{}, hook func(context.Context) error) {
+	ctx, cancel := context.WithTimeout(p.life, hookTimeout)
+	defer cancel()
+	result := make(chan error, 1)
+	go func() { result <- hook(ctx) }() // not joined: it may ignore its context
+	var err error
+	select {
+	case err = <-result:
+	case <-ctx.Done():
+		err = ctx.Err()
+	case <-hammered:
+		err = context.Canceled
+	}
+	if err != nil {
+		p.Logger().Warn("a hook did not do its work; the stop goes on", "hook", name, "error", err)
+	}
+}
+
+// hammer is hammer time, in the run loop.
+func (p *Process) hammer() {
+	switch m := &p.m; {
+	case p.isHammered():
+		return
+	case m.state == StateDraining, m.state == StateRevoked, m.leaving, m.stopping, m.hurry, m.asked:
+	default:
+		p.Logger().Warn("hammer time was asked for, but this process is not on its way out", "state", m.state.String(), "hint", "stop it first")
+		return
+	}
+	p.Logger().Warn("hammer time: what is open is cut", "open", p.openConnections())
+	if p.cfg.OnHammer != nil {
+		p.cfg.OnHammer()
+	}
+	close(p.hammered)
+	if p.m.state == StateDraining || p.m.state == StateRevoked {
+		p.deadline = time.Now()
+	}
+	p.feed(event{kind: evHammer})
+}
+
+func (p *Process) isHammered() bool {
+	select {
+	case <-p.hammered:
+		return true
+	default:
+		return false
+	}
+}
