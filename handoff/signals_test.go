@@ -270,7 +270,7 @@ func TestStopSignalDuringStart(t *testing.T) {
 			cfg := c.config("two")
 			handles := make(chan struct{})
 			cfg.Signals = &Signals{
-				Before: map[os.Signal][]func(){syscall.SIGHUP: {func() { close(handles) }}},
+				Before: map[os.Signal][]func(){syscall.SIGHUP: {sync.OnceFunc(func() { close(handles) })}},
 				Reload: func() error { return nil },
 			}
 			end := make(chan error, 1)
