@@ -27,8 +27,8 @@ import (
 // handed over to: the process serves on, and the next one is a first again. A
 // stop that came in another way, as by an operator, does not count: whoever asks
 // a draining process for the first time to stop cuts nothing. In probation a
-// second one also releases, as Stop does. SIGUSR2 means nothing to a process that
-// is not on its way out, and a line of the log says so.
+// second one also releases, as Stop does. SIGUSR2 does nothing to a process that is
+// not on its way out, and a line of the log says so.
 //
 // Where Start still looks for the incumbent, or waits for its sockets, Stop makes
 // it return ErrStopped.
@@ -193,7 +193,7 @@ func (p *Process) obey(sig os.Signal) {
 	case syscall.SIGTERM, syscall.SIGINT:
 		p.stopOrHammer()
 	case syscall.SIGUSR2:
-		p.Hammer()
+		p.ask(p.hammer)
 	case syscall.SIGHUP:
 		p.callback(sig, s.Reload)
 	case syscall.SIGUSR1:
@@ -217,7 +217,7 @@ func (p *Process) callback(sig os.Signal, f func() error) {
 // stopOrHammer: whether this is a second one is decided where the state is, so
 // that a take-back comes before or after it and not between.
 func (p *Process) stopOrHammer() {
-	p.post(func() {
+	p.ask(func() {
 		second := p.told
 		p.told = true
 		if !second || p.m.state == StateParked {
