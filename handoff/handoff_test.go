@@ -546,6 +546,7 @@ func TestRequestsAreFollowedAndWithdrawn(t *testing.T) {
 func TestConfigIsChecked(t *testing.T) {
 	t.Setenv(EnvSocket, "")
 	long := strings.Repeat("x", maxNameLen+1)
+	pass := func(context.Context) error { return nil }
 	for _, tc := range []struct {
 		name string
 		cfg  Config
@@ -557,6 +558,9 @@ func TestConfigIsChecked(t *testing.T) {
 		{"takeover", Config{Socket: "s", Takeover: 9}, "Takeover(9)"},
 		{"spare with files", Config{Socket: "s", Takeover: Spare, Files: []string{"a"}}, "spare"},
 		{"file name", Config{Socket: "s", Files: []string{"a\nb"}}, "control character"},
+		{"check without a name", Config{Socket: "s", Checks: []Check{{Run: pass}}}, "a name is empty"},
+		{"check without Run", Config{Socket: "s", Checks: []Check{{Name: "a"}}}, "a has no Run"},
+		{"two checks of one name", Config{Socket: "s", Checks: []Check{{Name: "a", Run: pass}, {Name: "b", Run: pass}, {Name: "a", Run: pass}}}, "two are called a"},
 	} {
 		t.Run(tc.name, func(t *testing.T) {
 			_, err := Start(context.Background(), tc.cfg)
