@@ -399,14 +399,18 @@ func TestRollbackInProbation(t *testing.T) {
 	c.ready(one)
 	two, _ := c.serve("two")
 	require.Equal(t, "2", asked(t, ln.Addr()))
-	s, err := c.client().Status(c.ctx)
-	require.NoError(t, err)
-	require.EqualValues(t, 1, s.Generation, "until release the incumbent answers")
-	require.Equal(t, "parked", s.Generations[0].State)
-	require.Equal(t, "serving", s.Generations[1].State)
+	var s *Status
+	c.until("`serving` has arrived", func() bool {
+		var err error
+		s, err = c.client().Status(c.ctx)
+		require.NoError(t, err)
+		require.EqualValues(t, 1, s.Generation, "until release the incumbent answers")
+		require.Equal(t, "parked", s.Generations[0].State)
+		return s.Generations[1].State == "serving"
+	})
 	require.Positive(t, s.Generations[0].LeftSeconds)
 
-	_, err = c.client().Rollback(c.ctx)
+	_, err := c.client().Rollback(c.ctx)
 	require.NoError(t, err)
 	<-two.Done()
 	require.ErrorIs(t, two.Err(), ErrRevoked)
