@@ -192,6 +192,9 @@ func (p *Process) feed(ev event) {
 		}
 		p.perform(a)
 	}
+	if p.m.state == StateDraining || p.m.state == StateRevoked {
+		p.closeDone() // it has stopped accepting
+	}
 	if p.attempt != nil && p.m.got && p.m.elder != phaseOffer {
 		// Everything is here, or the incumbent died and what is here must do.
 		p.endAttempt(attempt{})
@@ -220,7 +223,6 @@ func (p *Process) stateChanged(from, to State) {
 		if p.isHammered() {
 			p.deadline = p.began
 		}
-		p.closeDone()
 	}
 }
 
