@@ -85,6 +85,10 @@ func newConn(c *net.UnixConn) *conn {
 // peer still gets what was sent.
 func (c *conn) Close() error { return c.c.Close() }
 
+// path is that of the socket that the connection came through, or "" at the end
+// that dialled.
+func (c *conn) path() string { return c.c.LocalAddr().String() }
+
 // send sends one frame with the descriptors fds, or nothing at all; it blocks
 // for at most sendTimeout and then returns os.ErrDeadlineExceeded. The caller
 // still owns fds: what the peer gets are duplicates, and a peer without room
