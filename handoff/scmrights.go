@@ -75,7 +75,7 @@ type conn struct {
 func newConn(c *net.UnixConn) *conn {
 	if raw, err := c.SyscallConn(); err == nil {
 		_ = raw.Control(func(fd uintptr) {
-			_ = unix.SetsockoptInt(int(fd), unix.SOL_SOCKET, unix.SO_TIMESTAMP, 1)
+			_ = messageStamps.try(func() error { return unix.SetsockoptInt(int(fd), unix.SOL_SOCKET, unix.SO_TIMESTAMP, 1) })
 		})
 	}
 	return &conn{c: c}
