@@ -506,3 +506,40 @@ func TestExplainedMessages(t *testing.T) {
 	}
 	require.Greater(t, n, 60)
 }
+
+// TestDocumentedRequirements: every feature that may be missing is in
+// requirements.md, with its version and a test; and every test that it names is
+// one.
+func TestDocumentedRequirements(t *testing.T) {
+	doc := document(t, "requirements.md")
+	may := section(t, doc, "## Kernel: what may be missing")
+	listed := 0
+	for line := range strings.Lines(may) {
+		if strings.Contains(line, "`Test") && strings.HasPrefix(line, "|") {
+			listed++
+		}
+	}
+	require.Equal(t, int(featureCount), listed)
+	for _, k := range featureNames {
+		row := regexp.MustCompile("(?m)^\\| `?" + regexp.QuoteMeta(k.name) + "[`a-zA-Z ]*\\|.*$").FindString(may)
+		require.NotEmpty(t, row, k.name)
+		require.Contains(t, row, k.since, k.name)
+	}
+	tests := map[string]bool{}
+	names, err := filepath.Glob("*_test.go")
+	require.NoError(t, err)
+	for _, name := range names {
+		f, err := parser.ParseFile(token.NewFileSet(), name, nil, 0)
+		require.NoError(t, err)
+		for _, d := range f.Decls {
+			if fn, ok := d.(*ast.FuncDecl); ok {
+				tests[fn.Name.Name] = true
+			}
+		}
+	}
+	named := regexp.MustCompile("`(Test[A-Za-z0-9]+)`").FindAllStringSubmatch(doc, -1)
+	require.Greater(t, len(named), 25)
+	for _, m := range named {
+		require.True(t, tests[m[1]], "no test is called %s", m[1])
+	}
+}

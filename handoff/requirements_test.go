@@ -64,6 +64,47 @@ func TestRootHandoffWithoutPrivileges(t *testing.T) {
 	})
 }
 
+// A successor without privileges inherits a port that it could not open.
+func TestRootInheritedPortNeedsNoPrivilege(t *testing.T) {
+	if inChild(t, func(string) {
+		// In a network namespace of its own, where every port is free.
+		d, err := openSocket(unix.AF_INET, unix.SOCK_DGRAM, 0)
+		require.NoError(t, err)
+		lo, err := unix.NewIfreq("lo")
+		require.NoError(t, err)
+		lo.SetUint16(unix.IFF_UP)
+		require.NoError(t, d.control(func(fd int) error { return unix.IoctlIfreq(fd, unix.SIOCSIFFLAGS, lo) }))
+		require.NoError(t, d.Close())
+
+		dir := os.Getenv(pathVariable)
+		c := newChain(t).moveTo(dir)
+		one, err := Start(c.ctx, c.config("one"))
+		require.NoError(t, err)
+		defer one.Close()
+		c.listen(one, "tcp", "127.0.0.1:80")
+		c.ready(one)
+		for _, path := range []string{dir, c.socket, c.socket + ".lock"} {
+			require.NoError(t, os.Chown(path, overflowUID, overflowUID))
+		}
+		require.NoError(t, syscall.Setgid(overflowUID))
+		require.NoError(t, syscall.Setuid(overflowUID))
+		require.NoError(t, unix.Prctl(unix.PR_SET_DUMPABLE, 1, 0, 0, 0)) // or /proc/self can't be read
+		_, _, err = bindSocket(c.ctx, "tcp", "127.0.0.1:81", false)
+		require.ErrorIs(t, err, unix.EACCES)
+		two := c.start("two")
+		ln := c.listen(two, "tcp", "127.0.0.1:80")
+		greet(two, ln)
+		c.ready(two)
+		require.Equal(t, "2", asked(t, ln.Addr()))
+		c.wait(one)
+		fmt.Println("done it")
+	}) {
+		return
+	}
+	needRoot(t)
+	otherProcess(t, socketDir(t), func(a *syscall.SysProcAttr) { a.Unshareflags = syscall.CLONE_NEWNET })
+}
+
 // The sockets may be on whatever file system a directory of run-time files is on.
 func TestRootFileSystems(t *testing.T) {
 	kinds := map[string]int64{"tmpfs": unix.TMPFS_MAGIC, "overlay": unix.OVERLAYFS_SUPER_MAGIC}
