@@ -1,0 +1,223 @@
+package main
+
+import (
+	"cmp"
+	"context"
+	"crypto/tls"
+	"log/slog"
+	"net"
+	"net/http"
+	"os"
+	"os/signal"
+	"runtime"
+	"sync"
+	"sync/atomic"
+	"syscall"
+	"time"
+
+	"github.com/fdhandoff/handoff/handoff"
+)
+
+// server is the life of one generation.
+type server struct {
+	args, environ []string // where the configuration is read from again
+	log           *serverLog
+	begun         time.Time
+	process       atomic.Pointer[handoff.Process] // nil until it has started
+	cert          *certificate                    // nil without --https
+	site          liveHandler
+
+	reloading sync.Mutex
+	options   options // what is in effect; the fields that a reload changes belong to reloading
+}
+
+func newServer(o options, args, environ []string, log *serverLog) *server {
+	return &server{args: args, environ: environ, log: log, begun: time.Now(), options: o}
+}
+
+// run serves from beginning to end and returns the exit code. The last record
+// of its log says how it went.
+func (s *server) run() int {
+	if len(s.options.strange) > 0 {
+		s.log.Warn("environment variables that look like this server's mean nothing to it", "names", s.options.strange)
+	}
+	report, err := s.serve()
+	code := exitCode(report, err)
+	log := s.logger()
+	level := slog.LevelInfo
+	attrs := []any{
+		"reason", cmp.Or(report.Reason, "not_started"), "exit_code", code,
+		"uptime", time.Since(s.begun), "drain", report.Duration,
+		"open", report.Open, "cut", report.Cut,
+		"goroutines", runtime.NumGoroutine(), "descriptors", descriptors(),
+	}
+	switch code {
+	case exitDone:
+	case exitCut:
+		level = slog.LevelWarn
+	default:
+		level = slog.LevelError
+	}
+	if err != nil {
+		attrs = append(attrs, "error", err)
+	}
+	log.Log(context.Background(), level, "ended", attrs...)
+	return code
+}
+
+// logger is the log, with the generation once there is one.
+func (s *server) logger() *slog.Logger {
+	if p := s.process.Load(); p != nil {
+		return p.Logger()
+	}
+	return s.log.Logger
+}
+
+// identify tells which generation answers.
+func (s *server) identify() (generation uint64, label string) {
+	if p := s.process.Load(); p != nil {
+		generation = p.Generation()
+	}
+	return generation, s.options.config.Label
+}
+
+// serve starts the process and serves until it has ended. Reading the
+// certificate and whatever else can fail without disturbing anybody comes first.
+func (s *server) serve() (handoff.Report, error) {
+	if len(s.options.https) > 0 {
+		var err error
+		if s.cert, err = newCertificate(pairFiles{s.options.cert, s.options.key}, s.log.Logger); err != nil {
+			return handoff.Report{}, err
+		}
+		w, err := watchFiles(s.cert.paths, s.cert.changed, s.cert.reload, func(err error) {
+			s.log.Warn("the certificate's files can't be watched: send SIGHUP when they change", "error", err)
+		})
+		if err != nil {
+			return handoff.Report{}, err
+		}
+		defer w.close()
+	}
+	h, err := s.options.site.handler(s.identify, s.log.Logger)
+	if err != nil {
+		return handoff.Report{}, err
+	}
+	s.site.store(h)
+	signals := make(chan os.Signal, 4)
+	signal.Notify(signals, syscall.SIGTERM, syscall.SIGINT, syscall.SIGHUP, syscall.SIGUSR1)
+	defer func() { signal.Stop(signals); close(signals) }()
+	ctx, stop := context.WithCancelCause(context.Background())
+	defer stop(nil)
+	go s.obey(signals, stop)
+	config := s.options.config
+	config.Logger = s.log.Logger
+	p, err := handoff.Start(ctx, config)
+	if err != nil {
+		return handoff.Report{}, err
+	}
+	defer p.Close()
+	s.process.Store(p)
+	if context.Cause(ctx) != nil {
+		p.Stop()
+	}
+	if err := s.serveOn(p); err != nil {
+		p.Close()
+		report, _ := p.Wait(context.Background())
+		return report, err
+	}
+	return p.Wait(context.Background())
+}
+
+func (s *server) obey(signals <-chan os.Signal, stop func(error)) {
+	for sig := range signals {
+		s.logger().Info("signal", "signal", sig.String())
+		switch sig {
+		case syscall.SIGHUP:
+			if err := s.reload(); err != nil {
+				s.logger().Error("the configuration stays as it was", "error", err)
+			}
+		case syscall.SIGUSR1:
+			if err := s.log.reopen(); err != nil {
+				s.logger().Error("the log file can't be opened again", "error", err)
+			}
+		default:
+			if p := s.process.Load(); p != nil {
+				p.Stop()
+			}
+			stop(handoff.ErrStopped) // while looking for the incumbent
+		}
+	}
+}
+
+// serveOn opens what is to be served, becomes ready, and serves until this
+// process's part is over.
+func (s *server) serveOn(p *handoff.Process) error {
+	h := handoff.NewHTTPServer(p, s.newHTTPServer(&s.site))
+	var starts []func() error
+	open := func(socket handoff.Socket, serve func(net.Listener) error) error {
+		ln, err := p.ListenSocket(context.Background(), socket)
+		if err != nil {
+			return err
+		}
+		p.Logger().Info("listening", "name", socket.Name, "address", ln.Addr().String())
+		starts = append(starts, func() error { return serve(ln) })
+		return nil
+	}
+	for _, socket := range s.options.http {
+		if err := open(socket, h.Serve); err != nil {
+			return err
+		}
+	}
+	for _, socket := range s.options.https {
+		if err := open(socket, func(ln net.Listener) error { return h.ServeTLS(ln, "", "") }); err != nil {
+			return err
+		}
+	}
+	if err := s.options.echoes.open(p, s.log.Logger); err != nil {
+		return err
+	}
+	failed := make(chan error, len(starts))
+	for _, start := range starts {
+		go func() {
+			if err := start(); err != nil {
+				failed <- err
+			}
+		}()
+	}
+	if err := p.Ready(context.Background()); err != nil {
+		return err
+	}
+	select {
+	case err := <-failed:
+		return err
+	case <-p.Done():
+		return nil
+	}
+}
+
+// newHTTPServer returns a server for handler, with TLS if there is a certificate.
+func (s *server) newHTTPServer(handler http.Handler) *http.Server {
+	srv := &http.Server{
+		Handler:                      handler,
+		DisableGeneralOptionsHandler: true,
+		ReadHeaderTimeout:            time.Minute,
+		ErrorLog:                     slog.NewLogLogger(s.log.Handler(), slog.LevelWarn),
+	}
+	srv.Protocols = new(http.Protocols)
+	srv.Protocols.SetHTTP1(true)
+	srv.Protocols.SetHTTP2(true)
+	srv.Protocols.SetUnencryptedHTTP2(true)
+	if s.cert != nil {
+		srv.TLSConfig = &tls.Config{MinVersion: tls.VersionTLS12, GetCertificate: s.cert.get}
+	}
+	return srv
+}
+
+// liveHandler is a handler that can be exchanged while it serves. Requests
+// that are under way finish with the one that they began with.
+type liveHandler struct{ now atomic.Pointer[http.Handler] }
+
+func (l *liveHandler) store(h http.Handler) { l.now.Store(&h) }
+
+func (l *liveHandler) ServeHTTP(w http.ResponseWriter, r *http.Request) {
+	(*l.now.Load()).ServeHTTP(w, r)
+}
