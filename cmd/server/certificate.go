@@ -22,9 +22,8 @@ type certificate struct {
 	now     atomic.Pointer[pair]
 	changed chan struct{} // receives when the paths may be others; of capacity 1
 
-	mu      sync.Mutex // of what follows, and of replacing
-	files   pairFiles
-	refused string // what was refused last, so that it is told once
+	mu    sync.Mutex // of files, and of replacing
+	files pairFiles
 }
 
 // pairFiles are the paths of a certificate and its key.
@@ -123,11 +122,8 @@ func (c *certificate) reload() {
 		c.replaceLocked(p)
 		return
 	}
-	if c.refused != err.Error() {
-		c.refused = err.Error()
-		c.log.Error("the new certificate is refused, the one before it stays",
-			"error", err, "cert", c.files.cert, "key", c.files.key, "not_after", c.now.Load().Leaf.NotAfter)
-	}
+	c.log.Error("the new certificate is refused, the one before it stays",
+		"error", err, "cert", c.files.cert, "key", c.files.key, "not_after", c.now.Load().Leaf.NotAfter)
 }
 
 var errExpired = errors.New("the certificate has expired")
@@ -148,7 +144,6 @@ func (c *certificate) readable(files pairFiles) (*pair, error) {
 }
 
 func (c *certificate) replaceLocked(p *pair) {
-	c.refused = ""
 	if before := c.now.Load(); before != nil && before.digest == p.digest {
 		return
 	}

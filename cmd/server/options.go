@@ -39,14 +39,29 @@ type options struct {
 func loadOptions(args, environ []string) (options, error) {
 	o := options{schema: newSchema()}
 	s := o.schema
-	var err error
-	o.strange, err = s.read(args, environ)
-	if err != nil || s.version {
+	if err := s.Parse(args); err != nil || s.version {
 		return o, err
 	}
+	var err error
+	o.strange, err = s.read(environ)
 	o.config = handoff.Config{Socket: s.socket, Label: s.label, Takeover: s.takeover}
+	if err == nil { // or what is missing may be what was not understood
+		err = o.missing()
+	}
 	return o, errors.Join(
-		o.readDurations(), o.readAddresses(), o.readSite(), o.readCertificate(), o.readLog())
+		err, o.readDurations(), o.readAddresses(), o.readSite(), o.readCertificate(), o.readLog())
+}
+
+func (o *options) missing() error {
+	s := o.schema
+	var errs []error
+	if s.socket == "" {
+		errs = append(errs, errors.New("--socket is missing (or set "+handoff.EnvSocket+")"))
+	}
+	if len(s.http)+len(s.https)+len(s.tcpEcho)+len(s.udpEcho) == 0 {
+		errs = append(errs, errors.New("--http is missing: there is nothing to serve (nor is there --https, --tcp-echo or --udp-echo)"))
+	}
+	return errors.Join(errs...)
 }
 
 func (o *options) readDurations() error {
@@ -76,12 +91,6 @@ func (o *options) readDurations() error {
 func (o *options) readAddresses() error {
 	s := o.schema
 	var errs []error
-	if s.socket == "" {
-		errs = append(errs, errors.New("--socket is missing (or set "+handoff.EnvSocket+")"))
-	}
-	if len(s.http)+len(s.https)+len(s.tcpEcho)+len(s.udpEcho) == 0 {
-		errs = append(errs, errors.New("--http is missing: there is nothing to serve (nor is there --https, --tcp-echo or --udp-echo)"))
-	}
 	all := newAddresses()
 	one := func(flag, spec string, packet bool) handoff.Socket {
 		socket, err := all.parse(spec, packet)

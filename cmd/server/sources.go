@@ -43,16 +43,10 @@ func (o origin) of(flag string) string {
 // where names a flag by the place that its value came from.
 func (s *schema) where(flag string) string { return s.origins[flag].of(flag) }
 
-// read fills in the values: flags beat the environment, which beats the file.
-// It returns pflag.ErrHelp, or everything that is wrong, and the variables that
-// look like the server's and are not.
-func (s *schema) read(args, environ []string) (strange []string, err error) {
-	if err := s.Parse(args); err != nil {
-		return nil, err
-	}
-	if s.version {
-		return nil, nil
-	}
+// read fills in the values, after the command line was parsed: flags beat the
+// environment, which beats the file. It returns everything that is wrong, and
+// the variables that look like the server's and are not.
+func (s *schema) read(environ []string) (strange []string, err error) {
 	var errs []error
 	if s.NArg() > 0 {
 		errs = append(errs, fmt.Errorf("unexpected argument %q", s.Arg(0)))
