@@ -94,7 +94,7 @@ func TestEveryFlagIsAVariableAndAKey(t *testing.T) {
 			text = f.Name + `: "` + value + `"` + "\n"
 		}
 		for source, with := range map[string]func(s *schema) error{
-			"flag": func(s *schema) error { return read(s, []string{"--" + f.Name + "=" + value}, nil) },
+			"flag":        func(s *schema) error { return read(s, []string{"--" + f.Name + "=" + value}, nil) },
 			"environment": func(s *schema) error { return read(s, nil, []string{envName(f.Name) + "=" + value}) },
 			"file":        func(s *schema) error { return read(s, []string{"--config", configFile(t, text)}, nil) },
 		} {
