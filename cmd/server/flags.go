@@ -17,6 +17,8 @@ import (
 type options struct {
 	config    handoff.Config
 	listen    []handoff.Socket
+	site      site
+	echo      echoes
 	logFormat string
 	version   bool
 }
@@ -41,12 +43,18 @@ Exit codes: 0 done, 1 refused or failed, 2 usage,
 // the help to out.
 func parse(args []string, out io.Writer) (options, error) {
 	var o options
-	var http []string
+	var http, tcpEcho, udpEcho []string
+	var proxy string
 	f := pflag.NewFlagSet("server", pflag.ContinueOnError)
 	f.SortFlags = false
 	f.SetOutput(io.Discard)
 	f.StringVar(&o.config.Socket, "socket", os.Getenv(handoff.EnvSocket), "control socket, one path per service (default $"+handoff.EnvSocket+")")
 	f.StringArrayVar(&http, "http", nil, "serve HTTP/1.1 and h2c here; ADDR is host:port or unix:/path,\nits name from version to version is NAME or ADDR as written; repeatable")
+	f.StringVar(&o.site.root, "root", "", "serve the files of this directory instead of the built-in application")
+	f.StringVar(&proxy, "proxy", "", "pass requests to this backend instead: http://host:port, https://host:port or unix:/path")
+	f.BoolVar(&o.site.accessLog, "access-log", false, "log every request")
+	f.StringArrayVar(&tcpEcho, "tcp-echo", nil, "send back what comes by TCP here; [NAME=]ADDR as for --http; repeatable")
+	f.StringArrayVar(&udpEcho, "udp-echo", nil, "send back datagrams that come here; unix:/path is a unixgram socket; repeatable")
 	f.StringVar(&o.config.Label, "label", "", "name of this version in logs, status and pages")
 	f.TextVar(&o.config.Takeover, "takeover", handoff.Auto, "when to take over: auto, standby, spare or never")
 	ready := f.Duration("ready-timeout", 30*time.Second, "how long a successor may take to become ready")
@@ -91,21 +99,45 @@ func parse(args []string, out io.Writer) (options, error) {
 			*d.to = *d.from
 		}
 	}
-	if len(http) == 0 {
+	if o.site.root != "" && proxy != "" {
+		return o, errors.New("--root and --proxy exclude each other")
+	}
+	if proxy != "" {
+		u, err := parseBackend(proxy)
+		if err != nil {
+			return o, fmt.Errorf("--proxy %q: %w", proxy, err)
+		}
+		o.site.proxy = u
+	}
+	if len(http)+len(tcpEcho)+len(udpEcho) == 0 {
 		return o, errors.New("--http is missing: there is nothing to serve")
 	}
 	seen := map[string]bool{}
-	for _, spec := range http {
-		s, err := parseListen(spec)
-		if err != nil {
-			return o, fmt.Errorf("--http %q: %w", spec, err)
+	for _, l := range []struct {
+		flag   string
+		specs  []string
+		packet bool
+		to     *[]handoff.Socket
+	}{
+		{"http", http, false, &o.listen},
+		{"tcp-echo", tcpEcho, false, &o.echo.stream},
+		{"udp-echo", udpEcho, true, &o.echo.packet},
+	} {
+		for _, spec := range l.specs {
+			s, err := parseListen(spec)
+			if err != nil {
+				return o, fmt.Errorf("--%s %q: %w", l.flag, spec, err)
+			}
+			if l.packet {
+				s.Network = map[string]string{"tcp": "udp", "unix": "unixgram"}[s.Network]
+			}
+			if key := s.Network + " " + s.Name; seen[key] {
+				return o, fmt.Errorf("--%s %q: the name %s is used twice; give one of them another NAME=", l.flag, spec, s.Name)
+			} else {
+				seen[key] = true
+			}
+			*l.to = append(*l.to, s)
 		}
-		if key := s.Network + " " + s.Name; seen[key] {
-			return o, fmt.Errorf("--http %q: the name %s is used twice; give one of them another NAME=", spec, s.Name)
-		} else {
-			seen[key] = true
-		}
-		o.listen = append(o.listen, s)
 	}
 	return o, nil
 }

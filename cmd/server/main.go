@@ -114,8 +114,12 @@ func serve(o options, signals <-chan os.Signal) (handoff.Report, error) {
 
 // serveOn opens what is to be served, becomes ready, and serves to the end.
 func serveOn(p *handoff.Process, o options) (handoff.Report, error) {
+	handler, err := o.site.handler(func() (uint64, string) { return p.Generation(), o.config.Label }, o.config.Logger)
+	if err != nil {
+		return handoff.Report{}, err
+	}
 	srv := &http.Server{
-		Handler:                      newApp(func() (uint64, string) { return p.Generation(), o.config.Label }),
+		Handler:                      handler,
 		DisableGeneralOptionsHandler: true,
 		ReadHeaderTimeout:            time.Minute,
 		ErrorLog:                     slog.NewLogLogger(o.config.Logger.Handler(), slog.LevelWarn),
@@ -141,6 +145,9 @@ func serveOn(p *handoff.Process, o options) (handoff.Report, error) {
 				failed <- err
 			}
 		}()
+	}
+	if err := o.echo.open(p, p.Logger()); err != nil {
+		return handoff.Report{}, err
 	}
 	if err := p.Ready(context.Background()); err != nil {
 		return handoff.Report{}, err
