@@ -13,9 +13,10 @@ import (
 
 // backend is a plain server behind a proxy: it knows nothing of handoffs.
 type backend struct {
-	url   string
-	posts atomic.Uint64 // to /echo
-	say   chan string   // events for whoever reads /events
+	url     string
+	posts   atomic.Uint64 // to /echo
+	readers atomic.Int64  // of /events
+	say     chan string   // events for whoever reads /events
 }
 
 func newBackend(t *testing.T) *backend {
@@ -43,6 +44,8 @@ func (b *backend) echo(w http.ResponseWriter, r *http.Request) {
 
 // events sends what the test says, until the client goes.
 func (b *backend) events(w http.ResponseWriter, r *http.Request) {
+	b.readers.Add(1)
+	defer b.readers.Add(-1)
 	w.Header().Set("Content-Type", "text/event-stream")
 	control := http.NewResponseController(w)
 	control.Flush()

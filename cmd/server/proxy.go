@@ -13,6 +13,8 @@ import (
 	"path/filepath"
 	"sync"
 	"time"
+
+	"github.com/fdhandoff/handoff/handoff"
 )
 
 const (
@@ -57,17 +59,20 @@ func parseBackend(text string) (*url.URL, error) {
 //   - It never sends a request twice that may have had an effect.
 //   - There is no limit to how long an answer may take.
 //
-// A WebSocket that it passes on can't be told of a drain by it: it runs until
-// an end closes it, or until the drain's deadline.
+// When the process drains, a browser's stream of events ends between two of
+// them, and the browser asks the next generation for the rest. A WebSocket
+// can't be told: what is passed on are bytes. It runs until one of its ends
+// closes it, or until the drain's deadline.
 type proxy struct {
-	reverse httputil.ReverseProxy
-	backend *url.URL
-	id      identity
-	log     *slog.Logger
+	reverse  httputil.ReverseProxy
+	backend  *url.URL
+	id       identity
+	draining func(context.Context) <-chan struct{}
+	log      *slog.Logger
 }
 
 func newProxy(backend *url.URL, id identity, log *slog.Logger) *proxy {
-	p := &proxy{backend: backend, id: id, log: log}
+	p := &proxy{backend: backend, id: id, draining: handoff.Draining, log: log}
 	p.reverse = httputil.ReverseProxy{
 		Transport:      newBackendTransport(backend),
 		Rewrite:        p.rewrite,
@@ -140,6 +145,9 @@ func (p *proxy) rewrite(r *httputil.ProxyRequest) {
 // is a server of this kind too, the generation is the nearer one's.
 func (p *proxy) modify(resp *http.Response) error {
 	p.id.state(resp.Header)
+	if isEventSource(resp) {
+		resp.Body = newEventStream(resp.Body, p.draining(resp.Request.Context()))
+	}
 	return nil
 }
 
