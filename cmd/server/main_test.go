@@ -50,7 +50,7 @@ func TestUsageErrors(t *testing.T) {
 		{"--socket s --https :1 --cert /no/c --key /no/k", "/no/c"},
 		{"--socket s --http :1 --root /dev/null", "not a directory"},
 		{"--socket s --http :1 --root /no/such", "no such file"},
-		{"--socket s --http :1 --root / --proxy http://h", "only one of them"},
+		{"--socket s --http :1 --root / --proxy http://h", "exclude each other"},
 		{"--socket s --http :1 --log-file /no/such/log", "its directory"},
 		{"--socket s --http :1 --log-file /dev/null/log", "its directory is none"},
 		{"--socket s --http :1 --log-level all", "all"},

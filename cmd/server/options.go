@@ -75,10 +75,12 @@ func (o *options) readDurations() error {
 		{"ready-timeout", s.readyTimeout, &o.config.ReadyTimeout},
 		{"probation", s.probation, &o.config.Probation},
 		{"drain-timeout", s.drainTimeout, &o.config.DrainTimeout},
+		{"stop-delay", s.stopDelay, &o.config.StopDelay},
 	} {
 		switch {
 		case d.from < 0, d.from == 0 && d.name == "ready-timeout":
 			errs = append(errs, fmt.Errorf("%s %v is too short", s.where(d.name), d.from))
+		case d.from == 0 && d.name == "stop-delay":
 		case d.from == 0:
 			*d.to = -1 // none; 0 is the library's default
 		default:
@@ -132,7 +134,7 @@ func (o *options) readSite() error {
 	var errs []error
 	o.site.root, o.site.accessLog = s.root, s.accessLog
 	if s.root != "" && s.proxy != "" {
-		errs = append(errs, fmt.Errorf("%s and %s: only one of them can be served", s.where("root"), s.where("proxy")))
+		errs = append(errs, fmt.Errorf("%s and %s exclude each other", s.where("root"), s.where("proxy")))
 	}
 	if s.root != "" {
 		if info, err := os.Stat(s.root); err != nil {
@@ -210,7 +212,3 @@ func changed(before, after options) (names []string) {
 	}
 	return names
 }
-
-// preview is where a successor serves before it takes over; the zero value is
-// nowhere.
-type preview struct{ network, address string }

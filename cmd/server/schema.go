@@ -38,7 +38,7 @@ type values struct {
 
 	admin, selfSocket, preview string
 
-	drainTimeout time.Duration
+	stopDelay, drainTimeout time.Duration
 
 	logFile, logFormat, logLevel string
 	accessLog                    bool
@@ -74,14 +74,14 @@ func newSchema() *schema {
 	s.group("Where to serve (repeatable; [NAME=]ADDR, where ADDR is host:port or unix:/path,\nand NAME, or ADDR as written, is its name from version to version)", func(f *pflag.FlagSet) {
 		f.StringArrayVar(&s.http, "http", nil, "`address` for HTTP/1.1 and h2c")
 		f.StringArrayVar(&s.https, "https", nil, "`address` for HTTP/2 and HTTP/1.1 over TLS")
-		f.StringArrayVar(&s.tcpEcho, "tcp-echo", nil, "`address` that sends back each line")
-		f.StringArrayVar(&s.udpEcho, "udp-echo", nil, "`address` that sends back each datagram")
+		f.StringArrayVar(&s.tcpEcho, "tcp-echo", nil, "`address` for TCP, where what comes is sent back")
+		f.StringArrayVar(&s.udpEcho, "udp-echo", nil, "`address` for UDP, likewise; unix:/path is a unixgram socket")
 		f.StringVar(&s.cert, "cert", "", "`file` with the certificate of --https and its chain, PEM; read again on\nSIGHUP and when it changes")
 		f.StringVar(&s.key, "key", "", "`file` with its key, PEM")
 	})
 	s.group("What to serve (neither: the built-in pages)", func(f *pflag.FlagSet) {
 		f.StringVar(&s.root, "root", "", "`directory` of files to serve")
-		f.StringVar(&s.proxy, "proxy", "", "`URL` of the server to pass requests on to")
+		f.StringVar(&s.proxy, "proxy", "", "pass requests on to this backend: http://host:port, https://host:port\nor unix:/path")
 	})
 	s.group("Watching", func(f *pflag.FlagSet) {
 		f.StringVar(&s.admin, "admin", "", "`[NAME=]ADDR` of /healthz, /readyz and /status; handed over like the others")
@@ -92,6 +92,7 @@ func newSchema() *schema {
 		f.BoolVar(&s.accessLog, "access-log", false, "write a line for each request")
 	})
 	s.group("Stopping", func(f *pflag.FlagSet) {
+		f.DurationVar(&s.stopDelay, "stop-delay", 0, "how long to go on accepting with /readyz failing, when nobody succeeds")
 		f.DurationVar(&s.drainTimeout, "drain-timeout", 30*time.Second, "how long open connections may take to finish")
 	})
 	s.group("Configuration", func(f *pflag.FlagSet) {

@@ -4,6 +4,7 @@ import (
 	"cmp"
 	"context"
 	"crypto/tls"
+	"fmt"
 	"log/slog"
 	"net"
 	"net/http"
@@ -110,6 +111,7 @@ func (s *server) serve() (handoff.Report, error) {
 	go s.obey(signals, stop)
 	config := s.options.config
 	config.Logger = s.log.Logger
+	config.OnHammer = func() { s.log.goroutines(s.logger()) }
 	p, err := handoff.Start(ctx, config)
 	if err != nil {
 		return handoff.Report{}, err
@@ -172,6 +174,13 @@ func (s *server) serveOn(p *handoff.Process) error {
 			return err
 		}
 	}
+	if s.options.admin != nil {
+		srv := s.newHTTPServer(newAdmin(p, s.identify))
+		srv.Protocols.SetUnencryptedHTTP2(false) // its connections end with each answer
+		if err := open(*s.options.admin, handoff.NewHTTPServer(p, srv).Serve); err != nil {
+			return err
+		}
+	}
 	if err := s.options.echoes.open(p, s.log.Logger); err != nil {
 		return err
 	}
@@ -183,15 +192,38 @@ func (s *server) serveOn(p *handoff.Process) error {
 			}
 		}()
 	}
+	closePreview, err := s.openPreview(p)
+	if err != nil {
+		return err
+	}
+	defer closePreview()
 	if err := p.Ready(context.Background()); err != nil {
 		return err
 	}
+	go closePreview()
 	select {
 	case err := <-failed:
 		return err
 	case <-p.Done():
 		return nil
 	}
+}
+
+// openPreview serves the site at the private address of a successor, until
+// the function that it returns was called.
+func (s *server) openPreview(p *handoff.Process) (closeIt func(), err error) {
+	if s.options.preview.address == "" {
+		return func() {}, nil
+	}
+	if p.Generation() <= 1 {
+		p.Logger().Info("no preview: nobody serves yet, so this process will at once")
+		return func() {}, nil
+	}
+	v, err := s.options.preview.open(s.newHTTPServer(&s.site), p.Logger())
+	if err != nil {
+		return nil, fmt.Errorf("--preview: %w", err)
+	}
+	return v.close, nil
 }
 
 // newHTTPServer returns a server for handler, with TLS if there is a certificate.
