@@ -161,7 +161,7 @@ const web = "127.0.0.1:0"
 func (s *service) args(label string, extra ...string) []string {
 	args := []string{"--socket", s.socket, "--label", label, "--log-format", "json", "--probation", "0s"}
 	hasAddress := slices.ContainsFunc(extra, func(e string) bool {
-		return slices.Contains([]string{"--http", "--tcp-echo", "--udp-echo"}, e)
+		return slices.Contains([]string{"--http", "--https", "--tcp-echo", "--udp-echo", "--config"}, e)
 	})
 	if !hasAddress {
 		args = append(args, "--http", web)

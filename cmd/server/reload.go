@@ -9,8 +9,6 @@ import (
 // is logged, changes at once; for the rest the log says that it takes another
 // version. On an error nothing has changed.
 func (s *server) reload() error {
-	s.reloading.Lock()
-	defer s.reloading.Unlock()
 	o, err := loadOptions(s.args, s.environ)
 	if err != nil {
 		return err

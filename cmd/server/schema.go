@@ -139,7 +139,8 @@ A flag beats its environment variable, HANDOFF_ and the flag in upper case with
 _ for -, which beats the file's key; a variable has spaces between several values.
 
 Signals:
-  SIGTERM, SIGINT  hand over to a waiting standby, or stop; again: end at once
+  SIGTERM, SIGINT  hand over to a waiting standby, or stop; a second one: SIGUSR2
+  SIGUSR2          hammer time: cut what a stop or a drain still waits for
   SIGHUP           read certificates and configuration again
   SIGUSR1          open the log file again
 

@@ -11,7 +11,6 @@ import (
 	"os"
 	"os/signal"
 	"runtime"
-	"sync"
 	"sync/atomic"
 	"syscall"
 	"time"
@@ -27,9 +26,7 @@ type server struct {
 	process       atomic.Pointer[handoff.Process] // nil until it has started
 	cert          *certificate                    // nil without --https
 	site          liveHandler
-
-	reloading sync.Mutex
-	options   options // what is in effect; the fields that a reload changes belong to reloading
+	options       options // what is in effect; what a reload changes of it is read by reloads only
 }
 
 func newServer(o options, args, environ []string, log *serverLog) *server {
@@ -39,6 +36,8 @@ func newServer(o options, args, environ []string, log *serverLog) *server {
 // run serves from beginning to end and returns the exit code. The last record
 // of its log says how it went.
 func (s *server) run() int {
+	// Before Start and after Wait they mean nothing.
+	outlive(syscall.SIGHUP, syscall.SIGUSR1, syscall.SIGUSR2)
 	if len(s.options.strange) > 0 {
 		s.log.Warn("environment variables that look like this server's mean nothing to it", "names", s.options.strange)
 	}
@@ -90,37 +89,32 @@ func (s *server) serve() (handoff.Report, error) {
 		if s.cert, err = newCertificate(pairFiles{s.options.cert, s.options.key}, s.log.Logger); err != nil {
 			return handoff.Report{}, err
 		}
-		w, err := watchFiles(s.cert.paths, s.cert.changed, s.cert.reload, func(err error) {
+		unwatched := func(err error) {
 			s.log.Warn("the certificate's files can't be watched: send SIGHUP when they change", "error", err)
-		})
-		if err != nil {
-			return handoff.Report{}, err
 		}
-		defer w.close()
+		if w, err := watchFiles(s.cert.paths, s.cert.changed, s.cert.reload, unwatched); err != nil {
+			unwatched(err)
+		} else {
+			defer w.close()
+		}
 	}
 	h, err := s.options.site.handler(s.identify, s.log.Logger)
 	if err != nil {
 		return handoff.Report{}, err
 	}
 	s.site.store(h)
-	signals := make(chan os.Signal, 4)
-	signal.Notify(signals, syscall.SIGTERM, syscall.SIGINT, syscall.SIGHUP, syscall.SIGUSR1)
-	defer func() { signal.Stop(signals); close(signals) }()
-	ctx, stop := context.WithCancelCause(context.Background())
-	defer stop(nil)
-	go s.obey(signals, stop)
 	config := s.options.config
 	config.Logger = s.log.Logger
 	config.OnHammer = func() { s.log.goroutines(s.logger()) }
-	p, err := handoff.Start(ctx, config)
+	config.Signals = &handoff.Signals{Reload: s.reload, Reopen: s.log.reopen}
+	p, err := handoff.Start(context.Background(), config)
 	if err != nil {
 		return handoff.Report{}, err
 	}
 	defer p.Close()
 	s.process.Store(p)
-	if context.Cause(ctx) != nil {
-		p.Stop()
-	}
+	// One that comes when all is over must not change the exit code.
+	outlive(syscall.SIGTERM, syscall.SIGINT)
 	if err := s.serveOn(p); err != nil {
 		p.Close()
 		report, _ := p.Wait(context.Background())
@@ -129,26 +123,8 @@ func (s *server) serve() (handoff.Report, error) {
 	return p.Wait(context.Background())
 }
 
-func (s *server) obey(signals <-chan os.Signal, stop func(error)) {
-	for sig := range signals {
-		s.logger().Info("signal", "signal", sig.String())
-		switch sig {
-		case syscall.SIGHUP:
-			if err := s.reload(); err != nil {
-				s.logger().Error("the configuration stays as it was", "error", err)
-			}
-		case syscall.SIGUSR1:
-			if err := s.log.reopen(); err != nil {
-				s.logger().Error("the log file can't be opened again", "error", err)
-			}
-		default:
-			if p := s.process.Load(); p != nil {
-				p.Stop()
-			}
-			stop(handoff.ErrStopped) // while looking for the incumbent
-		}
-	}
-}
+// outlive keeps signals from ending this program where nobody handles them.
+func outlive(signals ...os.Signal) { signal.Notify(make(chan os.Signal, 1), signals...) }
 
 // serveOn opens what is to be served, becomes ready, and serves until this
 // process's part is over.
