@@ -114,6 +114,7 @@ func TestLastRecord(t *testing.T) {
 	require.EqualValues(t, 0, last["exit_code"])
 	require.EqualValues(t, 1, last["generation"])
 	require.EqualValues(t, map[string]any{"active": 3.0}, last["open"])
+	require.EqualValues(t, 3, last["answered"])
 	require.Greater(t, last["uptime"], last["drain"])
 	require.NotZero(t, last["drain"])
 	require.Greater(t, last["goroutines"], 0.0)

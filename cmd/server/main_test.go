@@ -32,6 +32,19 @@ func TestOptions(t *testing.T) {
 	require.True(t, o.jsonLog)
 }
 
+// TestZeroDurations: 0 is what it says, where the library's zero value is a default.
+func TestZeroDurations(t *testing.T) {
+	o, err := loadOptions(strings.Fields("--socket s --http :0"), nil)
+	require.NoError(t, err)
+	require.Zero(t, o.config.DrainSpread)
+	require.Zero(t, o.config.StopDelay)
+	o, err = loadOptions(strings.Fields("--socket s --http :0 --drain-spread 0 --drain-timeout 0 --probation 0"), nil)
+	require.NoError(t, err)
+	require.Negative(t, o.config.DrainSpread)
+	require.Negative(t, o.config.DrainTimeout)
+	require.Negative(t, o.config.Probation)
+}
+
 func TestUsageErrors(t *testing.T) {
 	t.Setenv(handoff.EnvSocket, "")
 	for _, tc := range []struct{ args, want string }{
@@ -58,6 +71,8 @@ func TestUsageErrors(t *testing.T) {
 		{"--socket s --http :1 --takeover later", "later"},
 		{"--socket s --http :1 --log-format xml", "xml"},
 		{"--socket s --http :1 --probation -1s", "too short"},
+		{"--socket s --http :1 --stop-delay -1s", "too short"},
+		{"--socket s --http :1 --drain-spread -1s", "too short"},
 		{"--socket s --http :1 --ready-timeout 0", "too short"},
 		{"--socket s --http :1 --no-such-flag", "no-such-flag"},
 	} {

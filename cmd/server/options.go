@@ -76,11 +76,13 @@ func (o *options) readDurations() error {
 		{"probation", s.probation, &o.config.Probation},
 		{"drain-timeout", s.drainTimeout, &o.config.DrainTimeout},
 		{"stop-delay", s.stopDelay, &o.config.StopDelay},
+		{"drain-spread", s.drainSpread, &o.config.DrainSpread},
 	} {
 		switch {
 		case d.from < 0, d.from == 0 && d.name == "ready-timeout":
 			errs = append(errs, fmt.Errorf("%s %v is too short", s.where(d.name), d.from))
 		case d.from == 0 && d.name == "stop-delay":
+		case d.from == 0 && d.name == "drain-spread" && !o.given("drain-spread"):
 		case d.from == 0:
 			*d.to = -1 // none; 0 is the library's default
 		default:
@@ -89,6 +91,9 @@ func (o *options) readDurations() error {
 	}
 	return errors.Join(errs...)
 }
+
+// given tells whether a flag has a value that is not its default.
+func (o *options) given(flag string) bool { _, ok := o.schema.origins[flag]; return ok }
 
 func (o *options) readAddresses() error {
 	s := o.schema

@@ -38,7 +38,7 @@ type values struct {
 
 	admin, selfSocket, preview string
 
-	stopDelay, drainTimeout time.Duration
+	stopDelay, drainTimeout, drainSpread time.Duration
 
 	logFile, logFormat, logLevel string
 	accessLog                    bool
@@ -94,6 +94,7 @@ func newSchema() *schema {
 	s.group("Stopping", func(f *pflag.FlagSet) {
 		f.DurationVar(&s.stopDelay, "stop-delay", 0, "how long to go on accepting with /readyz failing, when nobody succeeds")
 		f.DurationVar(&s.drainTimeout, "drain-timeout", 30*time.Second, "how long open connections may take to finish")
+		f.DurationVar(&s.drainSpread, "drain-spread", 0, "the time over which connections without an end are told, each at a random\nmoment (default a tenth of --drain-timeout; 0s: all at once)")
 	})
 	s.group("Configuration", func(f *pflag.FlagSet) {
 		f.StringVar(&s.config, "config", "", "YAML or JSON `file` with the flags' names as keys, lists for what is\nrepeatable; SIGHUP reads it again")
