@@ -3,7 +3,6 @@ package main
 import (
 	"context"
 	"errors"
-	"fmt"
 	"io"
 	"log/slog"
 	"net"
@@ -12,6 +11,7 @@ import (
 	"net/url"
 	"path/filepath"
 	"sync"
+	"sync/atomic"
 	"time"
 
 	"github.com/fdhandoff/handoff/handoff"
@@ -115,11 +115,13 @@ func (p *proxy) ServeHTTP(w http.ResponseWriter, r *http.Request) {
 		http.Error(w, "CONNECT is not for this server", http.StatusMethodNotAllowed)
 		return
 	}
-	// The backend decides whether it answers before it has read everything.
-	// HTTP/2 can do that anyway, and says that this is not supported.
+	// The backend may answer before it has read everything: by HTTP/1 net/http
+	// would take the rest of the body away from it. HTTP/2 needs no leave.
 	http.NewResponseController(w).EnableFullDuplex()
 	if r.Body != nil && r.Body != http.NoBody {
-		r.Body = clientBody{r.Body}
+		body := &clientBody{ReadCloser: r.Body}
+		r = r.WithContext(context.WithValue(r.Context(), clientBodyKey{}, body))
+		r.Body = body
 	}
 	p.reverse.ServeHTTP(w, r)
 }
@@ -145,6 +147,7 @@ func (p *proxy) rewrite(r *httputil.ProxyRequest) {
 // is a server of this kind too, the generation is the nearer one's.
 func (p *proxy) modify(resp *http.Response) error {
 	p.id.state(resp.Header)
+	lastIfEarly(resp.Header, resp.Request)
 	if isEventSource(resp) {
 		resp.Body = newEventStream(resp.Body, p.draining(resp.Request.Context()))
 	}
@@ -154,17 +157,19 @@ func (p *proxy) modify(resp *http.Response) error {
 // fail answers where the backend did not. What is the client's doing is not logged.
 func (p *proxy) fail(w http.ResponseWriter, r *http.Request, err error) {
 	p.id.state(w.Header())
+	lastIfEarly(w.Header(), r)
+	body, _ := r.Context().Value(clientBodyKey{}).(*clientBody)
 	status, text := http.StatusBadGateway, "the backend did not answer\n"
 	var timeout net.Error
 	switch cause := context.Cause(r.Context()); {
-	case isDrainDeadline(cause):
+	case errors.Is(cause, errDrainDeadline):
 		// It may have had its effect at the backend; no more can be said.
 		status, text, err = http.StatusServiceUnavailable, "this server is going away, and the backend has not answered yet\n", cause
+	case body != nil && body.failed.Load():
+		http.Error(w, "the request's body broke off", http.StatusBadRequest)
+		return
 	case cause != nil:
 		w.WriteHeader(statusClientGone)
-		return
-	case errors.As(err, new(*clientError)):
-		http.Error(w, "the request's body broke off", http.StatusBadRequest)
 		return
 	case errors.As(err, &timeout) && timeout.Timeout():
 		status, text = http.StatusGatewayTimeout, "the backend did not answer in time\n"
@@ -177,22 +182,38 @@ func (p *proxy) fail(w http.ResponseWriter, r *http.Request, err error) {
 	io.WriteString(w, text)
 }
 
-// clientBody is a request's body. Its errors are told apart from the backend's.
-type clientBody struct{ io.ReadCloser }
+// clientBody is a request's body, and knows how far it was read. It is in the
+// request's context too, because what ReverseProxy passes on is another body.
+type clientBody struct {
+	io.ReadCloser
+	ended, failed atomic.Bool
+}
 
-func (b clientBody) Read(p []byte) (int, error) {
+type clientBodyKey struct{}
+
+func (b *clientBody) Read(p []byte) (int, error) {
 	n, err := b.ReadCloser.Read(p)
-	if err != nil && err != io.EOF {
-		err = &clientError{err}
+	switch err {
+	case nil:
+	case io.EOF:
+		b.ended.Store(true)
+	default:
+		b.failed.Store(true)
 	}
 	return n, err
 }
 
-// clientError is an error of reading a request's body.
-type clientError struct{ err error }
-
-func (e *clientError) Error() string { return fmt.Sprintf("the request's body: %v", e.err) }
-func (e *clientError) Unwrap() error { return e.err }
+// lastIfEarly makes an answer that is given before the request has come in the
+// last one of its connection. net/http, where it is told to go on reading a body
+// beside the answer (EnableFullDuplex), can't go on with the connection if the
+// end of the body is met after the handler: it panics, and the client's next
+// request is lost.
+func lastIfEarly(h http.Header, r *http.Request) {
+	body, _ := r.Context().Value(clientBodyKey{}).(*clientBody)
+	if body != nil && !body.ended.Load() && r.ProtoMajor == 1 {
+		h.Set("Connection", "close")
+	}
+}
 
 // bufferPool saves an allocation of 32 KiB for each answer.
 type bufferPool struct{ pool sync.Pool }
@@ -206,5 +227,5 @@ func (b *bufferPool) Get() []byte {
 
 func (b *bufferPool) Put(buf []byte) { b.pool.Put(&buf) }
 
-// isDrainDeadline tells why a request's context ended.
-func isDrainDeadline(cause error) bool { return false }
+// errDrainDeadline stands for the library's until that has one.
+var errDrainDeadline = errors.New("drain deadline")
