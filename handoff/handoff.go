@@ -15,6 +15,10 @@ import (
 const (
 	EnvSocket  = "HANDOFF_SOCKET"  // the control socket's path; default of Config.Socket
 	EnvRequest = "HANDOFF_REQUEST" // the request that this start answers; default of Config.Request
+
+	// EnvTakeover says how to take over where Config.Takeover is Auto, the zero
+	// value: auto, standby, spare or never.
+	EnvTakeover = "HANDOFF_TAKEOVER"
 )
 
 // Config says how a process takes part. The zero value works once Socket, or
@@ -28,7 +32,8 @@ type Config struct {
 	// Label names this version in logs and status; at most 128 bytes.
 	Label string
 
-	// Takeover says when to take over from an incumbent. The zero value is Auto.
+	// Takeover says when to take over from an incumbent. The zero value, Auto, is
+	// $HANDOFF_TAKEOVER if that is set and not empty.
 	Takeover Takeover
 
 	// Request is the id under which a deploy tool follows this start, at most
@@ -92,6 +97,9 @@ type Config struct {
 	// successor serves. It must return soon and must not wait for methods of
 	// the Process; State, Generation and Stop may be called.
 	OnState func(from, to State)
+
+	// Signals says what signals mean. nil: the Process handles none.
+	Signals *Signals
 }
 
 // withDefaults resolves zero values and refuses what can't work.
@@ -100,6 +108,13 @@ func (c Config) withDefaults() (Config, error) {
 	c.Request = cmp.Or(c.Request, os.Getenv(EnvRequest))
 	if c.Logger == nil {
 		c.Logger = slog.Default()
+	}
+	var err error
+	if c.Takeover, err = takeoverFromEnv(c.Takeover); err != nil {
+		return c, err
+	}
+	if c.Signals, err = c.Signals.clone(); err != nil {
+		return c, err
 	}
 	for _, d := range []struct {
 		v              *time.Duration
@@ -151,17 +166,25 @@ func (c Config) withDefaults() (Config, error) {
 //
 // Errors: ErrIncumbent (Takeover is Never and somebody serves), ErrRefused,
 // ErrRevoked, ErrSilent, ErrPermission, ErrDirectory, ErrNotSocket,
-// ErrNotHandoff, ErrPathTooLong, ErrForeignNetns, ErrTruncated, ErrProtocol, or
-// ctx's; docs/errors.md says what to do.
+// ErrNotHandoff, ErrPathTooLong, ErrForeignNetns, ErrTruncated, ErrProtocol,
+// ErrStopped (a signal came first), or ctx's; docs/errors.md says what to do.
 func Start(ctx context.Context, cfg Config) (*Process, error) {
 	cfg, err := cfg.withDefaults()
 	if err != nil {
 		return nil, err
 	}
 	p := newProcess(cfg)
+	p.handleSignals()
 	go p.run()
+	ctx, cancel := context.WithCancelCause(ctx)
+	defer cancel(nil)
+	// A stop while it still waits at the path, or for the incumbent.
+	defer context.AfterFunc(p.life, func() { cancel(ErrStopped) })()
 	if err := p.join(ctx); err != nil {
 		p.Close()
+		if context.Cause(ctx) == ErrStopped && errors.Is(err, context.Canceled) {
+			err = opError("start", cfg.Socket, ErrStopped) // a dial reports no cause
+		}
 		return nil, err
 	}
 	return p, nil

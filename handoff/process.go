@@ -74,6 +74,7 @@ type Process struct {
 	watchers  []chan struct{}
 	revision  uint64
 	waited    bool      // the program calls Wait: the drain may end by itself
+	told      bool      // a signal said stop, and that is still in force
 	answers   bool      // this process is to answer the control socket
 	mending   bool      // something is tried again
 	deadline  time.Time // of probation or drain
@@ -297,6 +298,7 @@ func (p *Process) perform(a action) {
 	case actRetry:
 		p.retry()
 	case actReportUnstopped:
+		p.told = false
 		if p.isHammered() {
 			p.hammered = make(chan struct{})
 		}

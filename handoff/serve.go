@@ -12,6 +12,8 @@ import (
 // serves; and returns when this process has ended its part: nil after it handed
 // over or was stopped, and its connections were finished or cut at the
 // deadline. When ctx ends, that means Stop; before it serves the error is ctx's.
+// Where cfg.Signals is set signals mean Stop too, and more: ctx need not end on any
+// then. Stopped by a signal before it serves, the error is ErrStopped.
 //
 // It takes over srv as NewHTTPServer does. Errors are those of Start, Listen,
 // Ready and Wait.

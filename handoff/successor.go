@@ -74,7 +74,11 @@ func (p *Process) join(ctx context.Context) error {
 		select {
 		case a = <-done:
 		case <-ctx.Done():
-			return opError("start", p.cfg.Socket, context.Cause(ctx))
+			select {
+			case a = <-done: // what the attempt ended with says more than that this process ended
+			default:
+				return opError("start", p.cfg.Socket, context.Cause(ctx))
+			}
 		}
 		if !a.again {
 			return opError("start", p.cfg.Socket, a.err)

@@ -1,6 +1,9 @@
 package handoff
 
-import "fmt"
+import (
+	"fmt"
+	"os"
+)
 
 // Takeover says when a process takes over from the incumbent it finds.
 type Takeover uint8
@@ -46,4 +49,17 @@ func (t Takeover) MarshalText() ([]byte, error) { return []byte(t.String()), nil
 func (t *Takeover) UnmarshalText(b []byte) (err error) {
 	*t, err = ParseTakeover(string(b))
 	return err
+}
+
+// takeoverFromEnv is t, or what EnvTakeover says where t is Auto.
+func takeoverFromEnv(t Takeover) (Takeover, error) {
+	name := os.Getenv(EnvTakeover)
+	if t != Auto || name == "" {
+		return t, nil
+	}
+	t, err := ParseTakeover(name)
+	if err != nil {
+		return t, fmt.Errorf("handoff: %s is %q, which is none of auto, standby, spare, never", EnvTakeover, name)
+	}
+	return t, nil
 }
