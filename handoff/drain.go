@@ -3,6 +3,7 @@ package handoff
 import (
 	"context"
 	"log/slog"
+	"slices"
 	"sync"
 	"time"
 )
@@ -17,8 +18,21 @@ func (p *Process) addDrainer(d drainer) {
 	defer p.drainers.Unlock()
 	p.drainers.all = append(p.drainers.all, d)
 	if p.drainers.begun {
-		d.beginDrain(p.drainers.until, p.drainers.plain)
+		d.beginDrain(p.drainers.spread, p.drainers.plain)
 	}
+}
+
+func (p *Process) countAnswer() { p.answered.Add(1) }
+
+// drainer is the i-th of what drains. After the last come the holds: what the
+// others finish may take some until it is finished.
+func (p *Process) drainer(i int) (d drainer, last bool) {
+	p.drainers.Lock()
+	defer p.drainers.Unlock()
+	if i < len(p.drainers.all) {
+		return p.drainers.all[i], false
+	}
+	return p.holds, true
 }
 
 // openConnections counts what is open, by kind.
@@ -66,22 +80,28 @@ func (p *Process) beginDrain(plain bool) {
 
 // drain runs beside run: it blocks. false means that the process was closed.
 func (p *Process) drain(run drainRun) (Report, bool) {
+	spread := p.cfg.DrainSpread
+	if run.plain {
+		spread = 0 // there is nobody to come back to all at once
+	}
 	p.drainers.Lock()
-	p.drainers.begun, p.drainers.plain, p.drainers.until = true, run.plain, run.until
-	all := append([]drainer(nil), p.drainers.all...)
+	p.drainers.begun, p.drainers.plain, p.drainers.spread = true, run.plain, spread
+	all := slices.Clone(p.drainers.all)
 	p.drainers.Unlock()
 	r := Report{Open: p.openConnections()}
+	add(r.Open, p.holds.open())
 	for _, d := range all {
-		d.beginDrain(run.until, run.plain)
+		d.beginDrain(spread, run.plain)
 	}
-	ended, ok := p.allDrained(run, all)
+	ended, ok := p.allDrained(run)
 	if !ok {
 		return r, false
 	}
 	if !ended {
-		r.Cut = cutAll(all)
+		r.Cut = p.cutAll()
+		r.Holds = p.holds.leftAtDeadline()
 	}
-	r.Duration = time.Since(run.began)
+	r.Answered, r.Duration = p.answered.Load(), time.Since(run.began)
 	if run.plain && p.cfg.AfterDrain != nil {
 		r.Reason = string(whyStopped)
 		p.callHook("AfterDrain", run.hammered, func(ctx context.Context) error { return p.cfg.AfterDrain(ctx, r) })
@@ -91,10 +111,14 @@ func (p *Process) drain(run drainRun) (Report, bool) {
 
 // allDrained waits until all have ended by themselves; ended is false at the
 // deadline, ok at the process's own end.
-func (p *Process) allDrained(run drainRun, all []drainer) (ended, ok bool) {
+func (p *Process) allDrained(run drainRun) (ended, ok bool) {
 	deadline := time.NewTimer(time.Until(run.until))
 	defer deadline.Stop()
-	for _, d := range all {
+	for i, last := 0, false; !last; i++ {
+		var d drainer
+		if d, last = p.drainer(i); last {
+			d.beginDrain(0, run.plain)
+		}
 		select {
 		case <-d.drained():
 		case <-deadline.C:
@@ -109,7 +133,10 @@ func (p *Process) allDrained(run drainRun, all []drainer) (ended, ok bool) {
 }
 
 // cutAll cuts everything at the same time, since each may take a second for it.
-func cutAll(all []drainer) map[string]int {
+func (p *Process) cutAll() map[string]int {
+	p.drainers.Lock()
+	all := append(slices.Clone(p.drainers.all), p.holds)
+	p.drainers.Unlock()
 	var cutting sync.WaitGroup
 	var mu sync.Mutex
 	sum := map[string]int{}
@@ -134,7 +161,8 @@ func (p *Process) drained(r Report) {
 	if len(r.Cut) > 0 {
 		level = slog.LevelWarn
 	}
-	p.Logger().Log(context.Background(), level, "drained", "open", r.Open, "cut", r.Cut, "duration", r.Duration)
+	p.Logger().Log(context.Background(), level, "drained", "open", r.Open, "cut", r.Cut,
+		"holds", clipCounts(r.Holds), "answered", r.Answered, "duration", r.Duration)
 	p.finished = true
 	p.drainedIfDone()
 }

@@ -54,7 +54,17 @@ var (
 	// ErrStopped: this process was told to stop before it served.
 	ErrStopped = errors.New("stopped before it served")
 
-	// ErrNotServing: Listen or File of a Process that has ended its part.
+	// ErrCheck: some of Config.Checks did not pass. Which, and why, is behind it.
+	ErrCheck = errors.New("a check did not pass (nothing has changed: see to the cause, then try again)")
+
+	// ErrDrainDeadline is the cause of a context that ends at the drain
+	// deadline: of a request, a TrackedConn or a Hold. The connection is closed
+	// a second later.
+	ErrDrainDeadline = errors.New("the drain deadline has passed (the connection is closed a second later)")
+
+	// ErrNotServing: Listen or File of a Process that has ended its part, and the
+	// cause of a Singleton's context when this process is no longer the one that
+	// serves.
 	ErrNotServing = errors.New("this process no longer serves")
 
 	// ErrForeignNetns: a socket of another network namespace was offered.

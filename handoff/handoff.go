@@ -8,6 +8,7 @@ import (
 	"log/slog"
 	"net"
 	"os"
+	"slices"
 	"time"
 )
 
@@ -52,6 +53,13 @@ type Config struct {
 	// 0 is 30 s; negative cuts at once.
 	DrainTimeout time.Duration
 
+	// DrainSpread is the time over which connections are told of the drain, each
+	// at a random moment in it, so that the clients of a thousand streams do not
+	// all come back at once: see Draining and TrackedConn. 0 is a tenth of
+	// DrainTimeout; negative tells all at once, as a plain stop does. It is never
+	// later than DrainTimeout.
+	DrainSpread time.Duration
+
 	// StopDelay is how long a process that is stopped, with nobody to succeed
 	// it, goes on accepting while Ending is true already, so that load balancers
 	// and Kubernetes endpoints turn away first. 0 or negative is none. A
@@ -87,6 +95,10 @@ type Config struct {
 	// can't have any, because a file that the program already uses can't be
 	// exchanged under it.
 	Files []string
+
+	// Checks are run together by Ready, and all must pass before this process
+	// counts as ready, also as the first generation.
+	Checks []Check
 
 	// Logger gets every line of this process's part; each has the generation
 	// and, during a handoff, its id. nil is slog.Default().
@@ -133,6 +145,10 @@ func (c Config) withDefaults() (Config, error) {
 			*d.v = d.negative
 		}
 	}
+	if c.DrainSpread == 0 {
+		c.DrainSpread = c.DrainTimeout / 10
+	}
+	c.DrainSpread = min(max(c.DrainSpread, 0), c.DrainTimeout)
 	switch {
 	case c.Socket == "":
 		return c, fmt.Errorf("handoff: no control socket: set Config.Socket or %s", EnvSocket)
@@ -153,7 +169,8 @@ func (c Config) withDefaults() (Config, error) {
 			return c, fmt.Errorf("handoff: Config.Files: %w", err)
 		}
 	}
-	return c, nil
+	c.Checks = slices.Clone(c.Checks)
+	return c, checkChecks(c.Checks)
 }
 
 // Start joins the chain of generations at cfg.Socket. Where an incumbent serves
@@ -299,7 +316,15 @@ func (p *Process) File(name string, open func() (*os.File, error)) (*os.File, er
 // serve: ErrRefused, ErrRevoked, ErrStopped, ErrProtocol, or what went wrong
 // when the sockets were to be served. If ctx ends, Ready returns its error and
 // changes nothing: call it again, or Close.
+//
+// Config.Checks are run before anything is told. The error is ErrCheck, with
+// the name and error of each one that did not pass, and nothing has changed
+// then either. Those that passed together are not run again by another call. As a
+// successor their time is a part of the incumbent's ReadyTimeout.
 func (p *Process) Ready(ctx context.Context) error {
+	if err := p.runChecks(ctx); err != nil {
+		return err
+	}
 	p.post(func() { p.feed(event{kind: evAppReady}) })
 	select {
 	case <-p.serving:
@@ -420,8 +445,10 @@ func (p *Process) Status(ctx context.Context) (*Status, error) {
 // Report says how a process ended.
 type Report struct {
 	Reason   string         // handed_over, stopped, revoked, closed, …; docs/protocol.md has them all
-	Open     map[string]int // connections that were open when the drain began, by kind
-	Cut      map[string]int // connections that were cut at the deadline, by kind
+	Open     map[string]int // connections that were open when the drain began, by kind; holds are kind "hold"
+	Cut      map[string]int // connections that were cut at the deadline, by kind; holds are kind "hold"
+	Holds    map[string]int // holds that were left at the deadline, by name
+	Answered uint64         // HTTP requests that HTTPServers of this Process answered
 	Duration time.Duration  // of the drain
 }
 

@@ -399,14 +399,18 @@ func TestRollbackInProbation(t *testing.T) {
 	c.ready(one)
 	two, _ := c.serve("two")
 	require.Equal(t, "2", asked(t, ln.Addr()))
-	s, err := c.client().Status(c.ctx)
-	require.NoError(t, err)
-	require.EqualValues(t, 1, s.Generation, "until release the incumbent answers")
-	require.Equal(t, "parked", s.Generations[0].State)
-	require.Equal(t, "serving", s.Generations[1].State)
+	var s *Status
+	c.until("`serving` has arrived", func() bool {
+		var err error
+		s, err = c.client().Status(c.ctx)
+		require.NoError(t, err)
+		require.EqualValues(t, 1, s.Generation, "until release the incumbent answers")
+		require.Equal(t, "parked", s.Generations[0].State)
+		return s.Generations[1].State == "serving"
+	})
 	require.Positive(t, s.Generations[0].LeftSeconds)
 
-	_, err = c.client().Rollback(c.ctx)
+	_, err := c.client().Rollback(c.ctx)
 	require.NoError(t, err)
 	<-two.Done()
 	require.ErrorIs(t, two.Err(), ErrRevoked)
@@ -546,6 +550,7 @@ func TestRequestsAreFollowedAndWithdrawn(t *testing.T) {
 func TestConfigIsChecked(t *testing.T) {
 	t.Setenv(EnvSocket, "")
 	long := strings.Repeat("x", maxNameLen+1)
+	pass := func(context.Context) error { return nil }
 	for _, tc := range []struct {
 		name string
 		cfg  Config
@@ -557,6 +562,9 @@ func TestConfigIsChecked(t *testing.T) {
 		{"takeover", Config{Socket: "s", Takeover: 9}, "Takeover(9)"},
 		{"spare with files", Config{Socket: "s", Takeover: Spare, Files: []string{"a"}}, "spare"},
 		{"file name", Config{Socket: "s", Files: []string{"a\nb"}}, "control character"},
+		{"check without a name", Config{Socket: "s", Checks: []Check{{Run: pass}}}, "a name is empty"},
+		{"check without Run", Config{Socket: "s", Checks: []Check{{Name: "a"}}}, "a has no Run"},
+		{"two checks of one name", Config{Socket: "s", Checks: []Check{{Name: "a", Run: pass}, {Name: "b", Run: pass}, {Name: "a", Run: pass}}}, "two are called a"},
 	} {
 		t.Run(tc.name, func(t *testing.T) {
 			_, err := Start(context.Background(), tc.cfg)

@@ -20,7 +20,8 @@ import (
 //     drain's deadline: not a new or idle connection, not one with half a
 //     request. Where nobody succeeds the process, connections that are
 //     silent for one second are closed.
-//   - At the deadline Shutdown gets one second, then the rest is closed.
+//   - At the deadline the contexts of requests end, with cause
+//     ErrDrainDeadline, and Shutdown gets one second; then the rest is closed.
 //     Only those count as cut that had not ended by themselves.
 //
 // Its methods may be called at any time by several goroutines.
@@ -34,6 +35,8 @@ type drainHost interface {
 	// addDrainer makes the process drain d when it ends. Where the process
 	// drains already, it calls beginDrain at once.
 	addDrainer(d drainer)
+	// countAnswer is called for each request that was answered.
+	countAnswer()
 }
 
 // NewHTTPServer makes srv serve for p. It is called once for a srv, before
@@ -53,15 +56,18 @@ func newHTTPServer(host drainHost, srv *http.Server) *HTTPServer {
 		panic("handoff: NewHTTPServer was called twice for one http.Server")
 	}
 	h := &HTTPServer{srv: srv, drain: newHTTPDrain(srv)}
-	h.hook()
+	h.hook(host.countAnswer)
 	host.addDrainer(h.drain)
 	return h
 }
 
 // hook puts the drain's hooks in front of the program's own.
-func (h *HTTPServer) hook() {
+func (h *HTTPServer) hook(answered func()) {
 	srv, drain := h.srv, h.drain
-	srv.Handler = &drainHandler{drain: drain, next: srv.Handler, options: !srv.DisableGeneralOptionsHandler}
+	srv.Handler = &drainHandler{
+		drain: drain, answered: answered,
+		next: srv.Handler, options: !srv.DisableGeneralOptionsHandler,
+	}
 	// net/http would answer OPTIONS * past the handler.
 	srv.DisableGeneralOptionsHandler = true
 
@@ -75,7 +81,7 @@ func (h *HTTPServer) hook() {
 	connContext := srv.ConnContext
 	srv.ConnContext = func(ctx context.Context, nc net.Conn) context.Context {
 		if c := drain.find(nc); c != nil {
-			ctx = context.WithValue(ctx, trackedConnKey{}, c)
+			ctx = context.WithValue(c.notice.context(ctx), trackedConnKey{}, c)
 		}
 		if connContext != nil {
 			ctx = connContext(ctx, nc)
@@ -124,24 +130,27 @@ func (h *HTTPServer) serve(ln net.Listener, serve func(net.Listener) error) erro
 type trackedConnKey struct{}
 
 // Draining returns, for the context of a request that an HTTPServer serves, a
-// channel that is closed when the server begins to drain. A handler whose
-// answer has no end by itself, like a stream of events, should end it then;
-// it has until the drain's deadline. For other contexts the channel is nil,
+// channel that is closed when it is the connection's turn to learn that the
+// server drains: at a random moment within Config.DrainSpread, at once on a plain
+// stop. A handler whose answer has no end by itself, like a WebSocket or a stream
+// of events, should end it then; it has until the drain's deadline, when the
+// context ends with cause ErrDrainDeadline. For other contexts the channel is nil,
 // and receiving from it blocks for ever.
 func Draining(ctx context.Context) <-chan struct{} {
 	c, ok := ctx.Value(trackedConnKey{}).(*trackedConn)
 	if !ok {
 		return nil
 	}
-	return c.drain.draining
+	return c.notice.draining
 }
 
 // drainHandler is the handler that net/http calls: it has the program's
 // handler answer, and sees to the answer's header during the drain.
 type drainHandler struct {
-	drain   *httpDrain
-	next    http.Handler // nil means http.DefaultServeMux
-	options bool         // answer OPTIONS * here
+	drain    *httpDrain
+	answered func()       // counts
+	next     http.Handler // nil means http.DefaultServeMux
+	options  bool         // answer OPTIONS * here
 }
 
 func (h *drainHandler) ServeHTTP(rw http.ResponseWriter, r *http.Request) {
@@ -152,6 +161,7 @@ func (h *drainHandler) ServeHTTP(rw http.ResponseWriter, r *http.Request) {
 	w, announce := wrapResponse(rw, c, h.drain)
 	h.handler(r).ServeHTTP(w, r)
 	announce.before(rw, http.StatusOK) // net/http answers 200 for a handler that gave no answer
+	h.answered()
 }
 
 // handler is chosen as net/http would (serverHandler.ServeHTTP).

@@ -1,13 +1,12 @@
 package handoff
 
 import (
+	"context"
 	"crypto/tls"
-	"errors"
 	"io"
 	"net"
 	"net/http"
 	"sync"
-	"syscall"
 	"time"
 )
 
@@ -46,8 +45,9 @@ func (l *trackedListener) Accept() (net.Conn, error) {
 // The methods that net/http calls from its one goroutine for a connection
 // may run while the drain looks at it or closes it.
 type trackedConn struct {
-	net.Conn
-	drain *httpDrain
+	passConn
+	drain  *httpDrain
+	notice *notice
 
 	// ready is true for a connection that arrived with TLS around it
 	// already (a tls.Listener was given to Serve). net/http must be given
@@ -78,10 +78,6 @@ type trackedConn struct {
 	mayFinish      bool
 }
 
-// NetConn returns the connection that was accepted. It must not be read
-// from, written to or closed while an HTTPServer serves it.
-func (c *trackedConn) NetConn() net.Conn { return c.Conn }
-
 func (c *trackedConn) Read(p []byte) (int, error) {
 	c.mu.Lock()
 	c.reads++
@@ -102,39 +98,12 @@ func (c *trackedConn) Read(p []byte) (int, error) {
 	return n, err
 }
 
-// WriteTo lets io.Copy from a hijacked connection splice as it would from
-// the bare one.
+// WriteTo is passConn's, after which the connection is not silent any more.
 func (c *trackedConn) WriteTo(w io.Writer) (int64, error) {
 	c.mu.Lock()
 	c.spoke = true
 	c.mu.Unlock()
-	return io.Copy(w, c.Conn)
-}
-
-// ReadFrom lets net/http send files by sendfile(2): its response hands what
-// it reads from to the connection, where the connection has this method.
-func (c *trackedConn) ReadFrom(r io.Reader) (int64, error) {
-	if rf, ok := c.Conn.(io.ReaderFrom); ok {
-		return rf.ReadFrom(r)
-	}
-	return io.Copy(struct{ io.Writer }{c.Conn}, r)
-}
-
-// CloseWrite is what net/http ends a connection with when it has not read
-// all that the client sent: an answer followed by a reset may be lost.
-func (c *trackedConn) CloseWrite() error {
-	if cw, ok := c.Conn.(interface{ CloseWrite() error }); ok {
-		return cw.CloseWrite()
-	}
-	return &net.OpError{Op: "close", Net: "tcp", Addr: c.LocalAddr(), Err: errors.ErrUnsupported}
-}
-
-// SyscallConn implements syscall.Conn.
-func (c *trackedConn) SyscallConn() (syscall.RawConn, error) {
-	if sc, ok := c.Conn.(syscall.Conn); ok {
-		return sc.SyscallConn()
-	}
-	return nil, &net.OpError{Op: "raw-control", Net: "tcp", Addr: c.LocalAddr(), Err: errors.ErrUnsupported}
+	return c.passConn.WriteTo(w)
 }
 
 func (c *trackedConn) SetDeadline(t time.Time) error {
@@ -164,6 +133,7 @@ func (c *trackedConn) Close() error {
 	c.mu.Unlock()
 	err := c.Conn.Close()
 	if first {
+		c.notice.end(context.Canceled)
 		c.drain.forget(c)
 	}
 	return err

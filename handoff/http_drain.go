@@ -14,10 +14,10 @@ import (
 // ends. All methods may be called at any time, by several goroutines.
 type drainer interface {
 	// beginDrain begins the drain. It does not block; calls after the first
-	// do nothing. plain tells that nobody succeeds this process, so that
-	// there is no use in waiting for clients that say nothing. The deadline
-	// is for information: who drains calls cut then.
-	beginDrain(deadline time.Time, plain bool)
+	// do nothing. Connections are told of it within spread, each at a random
+	// moment. plain tells that nobody succeeds this process, so that there is
+	// no use in waiting for clients that say nothing.
+	beginDrain(spread time.Duration, plain bool)
 
 	// drained is closed when, after beginDrain, nothing is open any more.
 	drained() <-chan struct{}
@@ -25,8 +25,9 @@ type drainer interface {
 	// open counts what is open, by kind. Kinds with none are left out.
 	open() map[string]int
 
-	// cut closes what is open, and returns by kind how many were cut off
-	// that had not ended by themselves. It takes a second at most, and a
+	// cut ends the contexts of what is open, with cause ErrDrainDeadline,
+	// closes it within a second, and returns by kind how many were cut off
+	// that had not ended by themselves. It takes that second at most, and a
 	// bit. Afterwards drained is closed.
 	cut() map[string]int
 }
@@ -36,9 +37,10 @@ const (
 	// succeeds must have been silent for its connection to be closed.
 	silenceBeforeClose = time.Second
 
-	// cutGrace bounds Shutdown, which may wait for ever: for an HTTP/2
-	// connection that finished its handshake after the one sweep
-	// (golang/go#81153), or outside its context for a listener.
+	// cutGrace is how long after the deadline what is cut has to end by itself.
+	// It bounds Shutdown, which may wait for ever: for an HTTP/2 connection that
+	// finished its handshake after the one sweep (golang/go#81153), or outside
+	// its context for a listener.
 	cutGrace = time.Second
 )
 
@@ -57,7 +59,8 @@ type httpDrain struct {
 
 	mu        sync.Mutex
 	begun     time.Time // zero before the drain
-	ended     bool      // done is closed
+	spread    time.Duration
+	ended     bool // done is closed
 	cutting   bool
 	unsettled int           // connections that may still finish by themselves while cutting
 	settled   chan struct{} // closed when there are none
@@ -93,14 +96,17 @@ func (d *httpDrain) isDraining() bool {
 
 func (d *httpDrain) drained() <-chan struct{} { return d.done }
 
-func (d *httpDrain) beginDrain(_ time.Time, plain bool) {
+func (d *httpDrain) beginDrain(spread time.Duration, plain bool) {
 	d.mu.Lock()
 	if !d.begun.IsZero() {
 		d.mu.Unlock()
 		return
 	}
-	d.begun = time.Now()
+	d.begun, d.spread = time.Now(), spread
 	close(d.draining)
+	for c := range d.conns {
+		c.notice.begin(spread)
+	}
 	listeners := make([]net.Listener, 0, len(d.listeners))
 	for l := range d.listeners {
 		listeners = append(listeners, l)
@@ -173,7 +179,7 @@ func (d *httpDrain) open() map[string]int {
 // cut lets Shutdown try for a moment, then closes the rest. Connections that
 // end by themselves meanwhile, answered in full, were not cut.
 func (d *httpDrain) cut() map[string]int {
-	d.beginDrain(time.Now(), false)
+	d.beginDrain(0, false)
 	d.mu.Lock()
 	if d.cutting || d.ended {
 		d.mu.Unlock()
@@ -185,6 +191,9 @@ func (d *httpDrain) cut() map[string]int {
 		if c.atDeadline() {
 			d.unsettled++
 		}
+	}
+	for c := range d.conns { // now that each is counted for what it was
+		c.notice.deadline()
 	}
 	if d.unsettled == 0 {
 		close(d.settled)
@@ -261,7 +270,7 @@ func (d *httpDrain) removeListener(l *trackedListener) {
 // track begins to count a connection that was just accepted, and returns
 // what net/http is to serve.
 func (d *httpDrain) track(nc net.Conn) net.Conn {
-	c := &trackedConn{Conn: nc, drain: d}
+	c := &trackedConn{passConn: passConn{nc}, drain: d, notice: newNotice()}
 	served := net.Conn(c)
 	tc, ready := nc.(*tls.Conn)
 	if ready {
@@ -272,6 +281,9 @@ func (d *httpDrain) track(nc net.Conn) net.Conn {
 	d.conns[c] = struct{}{}
 	if ready {
 		d.ready[tc] = c
+	}
+	if !d.begun.IsZero() {
+		c.notice.begin(d.spread - time.Since(d.begun))
 	}
 	late := d.ended
 	d.mu.Unlock()

@@ -305,7 +305,7 @@ func TestCutIsBoundedByItself(t *testing.T) {
 		defer s.drain.mu.Unlock()
 		return len(s.drain.listeners) == 1
 	}, patience, time.Millisecond)
-	s.drain.beginDrain(farAway(), false)
+	s.drain.beginDrain(0, false)
 	s.notDrained() // it might still accept
 	require.Empty(t, s.drain.cut())
 	s.waitDrained()
@@ -317,6 +317,6 @@ func TestBeginDrainTwice(t *testing.T) {
 	leak.CheckExact(t)
 	s := serveHTTP(t, tell("hello"), nil)
 	s.beginDrain(false)
-	s.drain.beginDrain(farAway(), true)
+	s.drain.beginDrain(0, true)
 	s.waitDrained()
 }

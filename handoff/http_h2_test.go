@@ -2,6 +2,7 @@ package handoff
 
 import (
 	"bytes"
+	"context"
 	"fmt"
 	"io"
 	"net"
@@ -100,6 +101,23 @@ func (h *rawH2) begin(path string) (stream uint32) {
 		StreamID: stream, BlockFragment: block.Bytes(), EndStream: true, EndHeaders: true,
 	}))
 	return stream
+}
+
+func TestHTTP2RequestContextsEndAtTheDeadline(t *testing.T) {
+	leak.CheckExact(t)
+	ln, err := net.Listen("tcp", "127.0.0.1:0")
+	require.NoError(t, err)
+	entered, causes := make(chan struct{}), make(chan error, 1)
+	s := serveHTTPOn(t, ln, h2cServer(http.HandlerFunc(func(_ http.ResponseWriter, r *http.Request) {
+		entered <- struct{}{}
+		<-r.Context().Done()
+		causes <- context.Cause(r.Context())
+	})), nil)
+	dialH2(t, s.addr).begin("/")
+	<-entered
+	s.beginDrain(false)
+	require.Empty(t, s.drain.cut(), "answered in the second that it had")
+	require.ErrorIs(t, <-causes, ErrDrainDeadline)
 }
 
 func TestHTTP2GoAway(t *testing.T) {

@@ -10,6 +10,7 @@ import (
 	"net"
 	"net/http"
 	"strings"
+	"sync/atomic"
 	"testing"
 	"time"
 
@@ -19,11 +20,13 @@ import (
 // patience is how long a test waits for what should happen at once.
 const patience = 10 * time.Second
 
-// farAway is a drain's deadline that no test reaches.
-func farAway() time.Time { return time.Now().Add(time.Hour) }
+// fakeHost is a process that can only drain and count.
+type fakeHost struct {
+	drainers []drainer
+	answered atomic.Int64
+}
 
-// fakeHost is a process that can only drain.
-type fakeHost struct{ drainers []drainer }
+func (h *fakeHost) countAnswer() { h.answered.Add(1) }
 
 func (h *fakeHost) addDrainer(d drainer) { h.drainers = append(h.drainers, d) }
 
@@ -67,7 +70,7 @@ func serveHTTPOn(t *testing.T, ln net.Listener, srv *http.Server, change func(*H
 
 func (s *testServer) beginDrain(plain bool) {
 	s.t.Helper()
-	s.drain.beginDrain(farAway(), plain)
+	s.drain.beginDrain(0, plain)
 	select {
 	case err := <-s.served:
 		require.NoError(s.t, err, "Serve must end with nil when the drain begins")

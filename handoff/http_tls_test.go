@@ -40,7 +40,7 @@ func tlsServer(t *testing.T, handler http.Handler, byListener bool, change func(
 		served := make(chan error, 1)
 		go func() { served <- s.ServeTLS(ln, "", "") }()
 		t.Cleanup(func() { require.NoError(t, <-served) })
-		t.Cleanup(func() { s.drain.beginDrain(farAway(), false) })
+		t.Cleanup(func() { s.drain.beginDrain(0, false) })
 	}
 	return s, func() *rawClient {
 		t.Helper()

@@ -75,7 +75,7 @@ func TestAnotherServersResponseWriter(t *testing.T) {
 		require.Equal(t, "hello", rec.Body.String())
 		require.True(t, rec.Flushed)
 		require.Equal(t, want, rec.Header().Get("Connection"))
-		h.drain.beginDrain(farAway(), false)
+		h.drain.beginDrain(0, false)
 	}
 	<-h.drain.drained()
 }
@@ -84,7 +84,7 @@ func TestAnotherServersResponseWriter(t *testing.T) {
 // one that does not.
 func BenchmarkHandler(b *testing.B) {
 	handler := tell("hello")
-	drained := &drainHandler{drain: newHTTPDrain(&http.Server{}), next: handler}
+	drained := &drainHandler{drain: newHTTPDrain(&http.Server{}), answered: func() {}, next: handler}
 	for name, handler := range map[string]http.Handler{"bare": handler, "drained": drained} {
 		b.Run(name, func(b *testing.B) {
 			r := httptest.NewRequest(http.MethodGet, "/", nil)

@@ -86,7 +86,7 @@ func (p *Process) self() *GenerationStatus {
 	g := p.describe(p.program, p.m.state)
 	g.Takeover = p.cfg.Takeover.String()
 	g.Handoff = p.handoff
-	g.Open = p.openConnections()
+	g.Open, g.Holds, g.Answered = p.openConnections(), clipCounts(p.holds.names()), p.answered.Load()
 	g.Sockets, g.Unclaimed = p.sockets.count()
 	g.Stopping = p.m.leaving
 	if p.m.leaving || p.m.state == StateParked || p.m.state == StateDraining || p.m.state == StateRevoked {

@@ -8,6 +8,7 @@ import (
 	"log/slog"
 	"os"
 	"sync"
+	"sync/atomic"
 	"time"
 )
 
@@ -25,11 +26,13 @@ type Process struct {
 	sockets  socketSet
 	drainers struct {
 		sync.Mutex
-		all   []drainer
-		begun bool
-		plain bool
-		until time.Time
+		all    []drainer
+		begun  bool
+		plain  bool
+		spread time.Duration
 	}
+	holds    *holdSet
+	answered atomic.Uint64 // HTTP requests
 
 	inbox   chan func()
 	posting sync.RWMutex  // held while something is put into inbox
@@ -49,6 +52,7 @@ type Process struct {
 	handoff    string // id of the handoff under way, or of the last one
 	err        error
 	unclaimed  []string
+	passed     bool // Config.Checks
 	report     Report
 	ending     bool
 
@@ -88,7 +92,7 @@ func newProcess(cfg Config) *Process {
 	p := &Process{
 		cfg: cfg, instance: rand.Text()[:12], started: time.Now(),
 		inbox: make(chan func(), 64), stopped: make(chan struct{}, 1), serving: make(chan struct{}), done: make(chan struct{}), gone: make(chan struct{}), joined: make(chan struct{}),
-		retired: map[*link]bool{}, hammered: make(chan struct{}),
+		holds: newHoldSet(), retired: map[*link]bool{}, hammered: make(chan struct{}),
 	}
 	p.life, p.die = context.WithCancel(context.Background())
 	p.program = program{PID: os.Getpid(), Label: cfg.Label, Request: cfg.Request, Started: p.started}
@@ -144,6 +148,7 @@ func (p *Process) run() {
 		l.end()
 	}
 	p.sockets.stop()
+	p.holds.end()
 	p.control.removeIfOwned()
 	p.control.close()
 	p.changed()
@@ -395,7 +400,7 @@ func (p *Process) ended(why reason) {
 	}
 	p.closeDone()
 	p.mu.Lock()
-	p.report.Reason = string(why)
+	p.report.Reason, p.report.Answered = string(why), p.answered.Load()
 	err := p.err
 	p.mu.Unlock()
 	if p.attempt != nil {

@@ -4,6 +4,7 @@ import (
 	"encoding/json"
 	"errors"
 	"fmt"
+	"maps"
 	"slices"
 	"time"
 	"unicode"
@@ -39,6 +40,7 @@ const (
 	// fit it whatever was in them.
 	maxOlderSize    = 24 << 10
 	maxRequestsSize = 12 << 10
+	maxHoldsSize    = 4 << 10
 )
 
 type msgType uint8
@@ -304,14 +306,13 @@ func (f *frame) checkReports() error {
 		all = append(slices.Clone(all), *f.Self)
 	}
 	for _, g := range all {
-		if len(g.Unclaimed) > maxListed || len(g.Open) > maxListed {
+		if len(g.Unclaimed) > maxListed || len(g.Open) > maxListed || len(g.Holds) > maxListed {
 			return errors.New("a list is longer than allowed")
 		}
 		texts = append(texts, g.State, g.Takeover, g.Label, g.Request, g.Handoff)
 		texts = append(texts, g.Unclaimed...)
-		for kind := range g.Open {
-			texts = append(texts, kind)
-		}
+		texts = slices.AppendSeq(texts, maps.Keys(g.Open))
+		texts = slices.AppendSeq(texts, maps.Keys(g.Holds))
 	}
 	for _, s := range texts {
 		if len(s) > maxTextLen {

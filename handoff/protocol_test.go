@@ -17,7 +17,7 @@ var someTime = time.Date(2026, 1, 2, 3, 4, 5, 6, time.UTC)
 // everyFrame has one frame of each type with what it carries.
 func everyFrame() []*frame {
 	p := &program{PID: 7, Generation: 3, Label: "v3", Request: "r1", Started: someTime}
-	self := &GenerationStatus{Generation: 3, State: "draining", PID: 7, Started: someTime, Open: map[string]int{"idle": 2}, Unclaimed: []string{"tcp a"}}
+	self := &GenerationStatus{Generation: 3, State: "draining", PID: 7, Started: someTime, Open: map[string]int{"idle": 2}, Holds: map[string]int{"mail": 1}, Answered: 7, Unclaimed: []string{"tcp a"}}
 	requests := []RequestStatus{{ID: "r1", Outcome: "released", Generation: 3, Time: someTime}}
 	items := []manifestItem{
 		{Name: "control", Kind: kindControl, Network: "unixpacket", Asked: "/s", Local: "/s", Domain: 1, Type: 5, File: fileID{Dev: 1, Ino: 2}},
@@ -110,6 +110,10 @@ func TestBounds(t *testing.T) {
 		return &frame{Type: msgSockets, Sockets: []manifestItem{it}}
 	}
 	with := func(f *frame, change func(*frame)) *frame { change(f); return f }
+	many := map[string]int{}
+	for i := range maxListed + 1 {
+		many[fmt.Sprint(i)] = 1
+	}
 	generation := func(change func(*GenerationStatus)) *frame {
 		var g GenerationStatus
 		change(&g)
@@ -156,6 +160,8 @@ func TestBounds(t *testing.T) {
 		{"takeover of a generation", generation(func(g *GenerationStatus) { g.Takeover = long }), "longer than"},
 		{"handoff of a generation", generation(func(g *GenerationStatus) { g.Handoff = long }), "longer than"},
 		{"unclaimed of a generation", generation(func(g *GenerationStatus) { g.Unclaimed = []string{long} }), "longer than"},
+		{"hold of a generation", generation(func(g *GenerationStatus) { g.Holds = map[string]int{long: 1} }), "longer than"},
+		{"many holds", generation(func(g *GenerationStatus) { g.Holds = many }), "list"},
 		{"many unclaimed", generation(func(g *GenerationStatus) { g.Unclaimed = make([]string, 65) }), "list"},
 		{"kinds of a generation", generation(func(g *GenerationStatus) { g.Open = map[string]int{long: 1} }), "longer than"},
 		{"no versions", &frame{Type: msgHello, Program: p()}, "versions"},

@@ -76,7 +76,8 @@ func (c *chain) serveSlowly(p *Process) *slowServer {
 		select {
 		case <-s.release:
 			io.WriteString(w, "answered")
-		case <-r.Context().Done():
+		case <-r.Context().Done(): // the drain deadline
+			panic(http.ErrAbortHandler)
 		}
 	})})
 	served := make(chan error, 1)

@@ -38,16 +38,17 @@ func logTo(l *logBuffer) func(*Config) {
 	return func(cfg *Config) { cfg.Logger = slog.New(slog.NewTextHandler(l, nil)) }
 }
 
-// stuck serves HTTP with one request under way that never ends by itself, and
+// stuck serves HTTP with one request under way that ends with the test, and
 // returns the error with which its client sees it end.
 func (c *chain) stuck(label string, change ...func(*Config)) (*Process, net.Listener, chan error) {
 	c.t.Helper()
 	p := c.start(label, change...)
 	ln := c.listen(p, "tcp", "127.0.0.1:0")
-	begun := make(chan struct{})
-	srv := &http.Server{Handler: http.HandlerFunc(func(_ http.ResponseWriter, r *http.Request) {
+	begun, end := make(chan struct{}), make(chan struct{})
+	c.t.Cleanup(func() { close(end) })
+	srv := &http.Server{Handler: http.HandlerFunc(func(http.ResponseWriter, *http.Request) {
 		close(begun)
-		<-r.Context().Done()
+		<-end
 	})}
 	go NewHTTPServer(p, srv).Serve(ln)
 	c.ready(p)
