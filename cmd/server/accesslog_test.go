@@ -33,15 +33,19 @@ func logged(t *testing.T, handler http.Handler) (s *httptest.Server, lines func(
 	log := &syncBuffer{}
 	var handlers sync.WaitGroup
 	h := newAccessLog(handler, info, slog.New(slog.NewJSONHandler(log, nil)))
-	s = httptest.NewServer(http.HandlerFunc(func(w http.ResponseWriter, r *http.Request) {
+	s = httptest.NewUnstartedServer(http.HandlerFunc(func(w http.ResponseWriter, r *http.Request) {
 		handlers.Add(1)
 		defer handlers.Done()
 		h.ServeHTTP(w, r)
 	}))
+	s.Config.Protocols = new(http.Protocols)
+	s.Config.Protocols.SetHTTP1(true)
+	s.Config.Protocols.SetUnencryptedHTTP2(true)
+	s.Start()
 	t.Cleanup(s.Close)
 	return s, func() []map[string]any {
 		s.Close()
-		handlers.Wait() // those of hijacked connections are nobody else's
+		handlers.Wait() // those of hijacked connections and of HTTP/2 are nobody else's
 		var all []map[string]any
 		for line := range strings.Lines(log.String()) {
 			var fields map[string]any
@@ -183,21 +187,22 @@ func TestAccessLineIsBounded(t *testing.T) {
 
 // TestAccessLogOfHTTP2 has a ResponseWriter that can do less.
 func TestAccessLogOfHTTP2(t *testing.T) {
-	leak.Check(t)
-	log := &syncBuffer{}
-	s := httptest.NewUnstartedServer(newAccessLog(newApp(info), info, slog.New(slog.NewTextHandler(log, nil))))
-	s.EnableHTTP2 = true
-	s.StartTLS()
-	t.Cleanup(s.Close)
-	resp, err := s.Client().Get(s.URL + "/events")
+	s, lines := logged(t, newApp(info))
+	tr := &http.Transport{Protocols: new(http.Protocols)}
+	tr.Protocols.SetUnencryptedHTTP2(true)
+	t.Cleanup(tr.CloseIdleConnections)
+	req, err := http.NewRequest("GET", s.URL+"/events", nil)
 	require.NoError(t, err)
-	require.Equal(t, "HTTP/2.0", resp.Proto)
-	_, err = bufio.NewReader(resp.Body).ReadString('\n')
+	resp, err := tr.RoundTrip(req)
+	require.NoError(t, err)
+	_, err = bufio.NewReader(resp.Body).ReadString('\n') // it was flushed
 	require.NoError(t, err)
 	require.NoError(t, resp.Body.Close())
-	s.Close()
-	require.Contains(t, log.String(), "protocol=HTTP/2.0")
-	require.Contains(t, log.String(), "status=200")
+	tr.CloseIdleConnections()
+	all := lines()
+	require.Len(t, all, 1)
+	require.Equal(t, "HTTP/2.0", all[0]["protocol"])
+	require.Equal(t, 200.0, all[0]["status"])
 }
 
 func TestRequestIDs(t *testing.T) {

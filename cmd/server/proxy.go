@@ -162,7 +162,7 @@ func (p *proxy) fail(w http.ResponseWriter, r *http.Request, err error) {
 	status, text := http.StatusBadGateway, "the backend did not answer\n"
 	var timeout net.Error
 	switch cause := context.Cause(r.Context()); {
-	case errors.Is(cause, errDrainDeadline):
+	case errors.Is(cause, handoff.ErrDrainDeadline):
 		// It may have had its effect at the backend; no more can be said.
 		status, text, err = http.StatusServiceUnavailable, "this server is going away, and the backend has not answered yet\n", cause
 	case body != nil && body.failed.Load():
@@ -226,6 +226,3 @@ func (b *bufferPool) Get() []byte {
 }
 
 func (b *bufferPool) Put(buf []byte) { b.pool.Put(&buf) }
-
-// errDrainDeadline stands for the library's until that has one.
-var errDrainDeadline = errors.New("drain deadline")

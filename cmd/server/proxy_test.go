@@ -21,6 +21,7 @@ import (
 
 	"github.com/stretchr/testify/require"
 
+	"github.com/fdhandoff/handoff/handoff"
 	"github.com/fdhandoff/handoff/internal/leak"
 )
 
@@ -332,7 +333,7 @@ func TestProxyErrors(t *testing.T) {
 	}{
 		{"backend away", nil, errOther, 502, true},
 		{"too slow", nil, fmt.Errorf("dial: %w", slowError{}), 504, true},
-		{"drain deadline", errDrainDeadline, context.Canceled, 503, true},
+		{"drain deadline", handoff.ErrDrainDeadline, context.Canceled, 503, true},
 		{"client gone", context.Canceled, context.Canceled, 499, false},
 	} {
 		t.Run(tc.name, func(t *testing.T) {
