@@ -346,6 +346,7 @@ func TestProxyErrors(t *testing.T) {
 			if tc.cause != nil {
 				cancel(tc.cause)
 			}
+			ctx = context.WithValue(ctx, exchangeKey{}, &exchange{})
 			rec := httptest.NewRecorder()
 			p.fail(rec, httptest.NewRequest("POST", "/path?secret", nil).WithContext(ctx), tc.err)
 			require.Equal(t, tc.want, rec.Code)
