@@ -26,6 +26,7 @@ func newBackend(t *testing.T) *backend {
 	mux.HandleFunc("POST /echo", b.echo)
 	mux.HandleFunc("GET /events", b.events)
 	mux.HandleFunc("GET /ws", b.webSocket)
+	mux.HandleFunc("POST /never", func(_ http.ResponseWriter, r *http.Request) { <-r.Context().Done() })
 	srv := httptest.NewServer(mux)
 	t.Cleanup(srv.Close)
 	b.url = srv.URL

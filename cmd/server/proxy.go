@@ -3,7 +3,6 @@ package main
 import (
 	"context"
 	"errors"
-	"fmt"
 	"io"
 	"log/slog"
 	"net"
@@ -12,6 +11,7 @@ import (
 	"net/url"
 	"path/filepath"
 	"sync"
+	"sync/atomic"
 	"time"
 
 	"github.com/fdhandoff/handoff/handoff"
@@ -115,11 +115,16 @@ func (p *proxy) ServeHTTP(w http.ResponseWriter, r *http.Request) {
 		http.Error(w, "CONNECT is not for this server", http.StatusMethodNotAllowed)
 		return
 	}
-	// The backend decides whether it answers before it has read everything.
-	// HTTP/2 can do that anyway, and says that this is not supported.
+	// The backend may answer before it has read everything: by HTTP/1 net/http
+	// would take the rest of the body away from it. HTTP/2 needs no leave.
 	http.NewResponseController(w).EnableFullDuplex()
-	if r.Body != nil && r.Body != http.NoBody {
-		r.Body = clientBody{r.Body}
+	ctx, x, end := newExchange(r.Context())
+	defer end()
+	r = r.WithContext(ctx)
+	if r.Body == nil || r.Body == http.NoBody {
+		x.asked.Store(true)
+	} else {
+		r.Body = clientBody{r.Body, x}
 	}
 	p.reverse.ServeHTTP(w, r)
 }
@@ -145,6 +150,9 @@ func (p *proxy) rewrite(r *httputil.ProxyRequest) {
 // is a server of this kind too, the generation is the nearer one's.
 func (p *proxy) modify(resp *http.Response) error {
 	p.id.state(resp.Header)
+	x := exchangeOf(resp.Request)
+	x.answered.Store(true)
+	x.lastIfEarly(resp.Header, resp.Request)
 	if isEventSource(resp) {
 		resp.Body = newEventStream(resp.Body, p.draining(resp.Request.Context()))
 	}
@@ -154,17 +162,19 @@ func (p *proxy) modify(resp *http.Response) error {
 // fail answers where the backend did not. What is the client's doing is not logged.
 func (p *proxy) fail(w http.ResponseWriter, r *http.Request, err error) {
 	p.id.state(w.Header())
+	x := exchangeOf(r)
+	x.lastIfEarly(w.Header(), r)
 	status, text := http.StatusBadGateway, "the backend did not answer\n"
 	var timeout net.Error
 	switch cause := context.Cause(r.Context()); {
-	case isDrainDeadline(cause):
+	case errors.Is(cause, handoff.ErrDrainDeadline):
 		// It may have had its effect at the backend; no more can be said.
 		status, text, err = http.StatusServiceUnavailable, "this server is going away, and the backend has not answered yet\n", cause
+	case x.failed.Load():
+		http.Error(w, "the request's body broke off", http.StatusBadRequest)
+		return
 	case cause != nil:
 		w.WriteHeader(statusClientGone)
-		return
-	case errors.As(err, new(*clientError)):
-		http.Error(w, "the request's body broke off", http.StatusBadRequest)
 		return
 	case errors.As(err, &timeout) && timeout.Timeout():
 		status, text = http.StatusGatewayTimeout, "the backend did not answer in time\n"
@@ -177,22 +187,62 @@ func (p *proxy) fail(w http.ResponseWriter, r *http.Request, err error) {
 	io.WriteString(w, text)
 }
 
-// clientBody is a request's body. Its errors are told apart from the backend's.
-type clientBody struct{ io.ReadCloser }
+// exchange is what is known of one request and its answer. It is in the context
+// of the request that goes to the backend.
+type exchange struct {
+	asked    atomic.Bool // the request has come in, to its end
+	failed   atomic.Bool // its body broke off
+	answered atomic.Bool // the backend's answer has begun
+}
+
+type exchangeKey struct{}
+
+// newExchange returns the context for a request to the backend, which must be
+// ended. It ends with ctx, with one exception: once the answer has begun the
+// drain's deadline does not end it. Nothing could be said to the client then,
+// and a connection that is left to the drain is cut and counted.
+func newExchange(ctx context.Context) (context.Context, *exchange, func()) {
+	x := &exchange{}
+	to, cancel := context.WithCancelCause(context.WithValue(context.WithoutCancel(ctx), exchangeKey{}, x))
+	stop := context.AfterFunc(ctx, func() {
+		cause := context.Cause(ctx)
+		if !errors.Is(cause, handoff.ErrDrainDeadline) || !x.answered.Load() {
+			cancel(cause)
+		}
+	})
+	return to, x, func() { stop(); cancel(nil) }
+}
+
+func exchangeOf(r *http.Request) *exchange { return r.Context().Value(exchangeKey{}).(*exchange) }
+
+// lastIfEarly makes an answer that is given before the request has come in the
+// last one of its connection. net/http, where it is told to go on reading a body
+// beside the answer (EnableFullDuplex), can't go on with the connection if the
+// end of the body is met after the handler: it panics, and the client's next
+// request is lost.
+func (x *exchange) lastIfEarly(h http.Header, r *http.Request) {
+	if !x.asked.Load() && r.ProtoMajor == 1 {
+		h.Set("Connection", "close")
+	}
+}
+
+// clientBody is a request's body, and notes how far it was read.
+type clientBody struct {
+	io.ReadCloser
+	x *exchange
+}
 
 func (b clientBody) Read(p []byte) (int, error) {
 	n, err := b.ReadCloser.Read(p)
-	if err != nil && err != io.EOF {
-		err = &clientError{err}
+	switch err {
+	case nil:
+	case io.EOF:
+		b.x.asked.Store(true)
+	default:
+		b.x.failed.Store(true)
 	}
 	return n, err
 }
-
-// clientError is an error of reading a request's body.
-type clientError struct{ err error }
-
-func (e *clientError) Error() string { return fmt.Sprintf("the request's body: %v", e.err) }
-func (e *clientError) Unwrap() error { return e.err }
 
 // bufferPool saves an allocation of 32 KiB for each answer.
 type bufferPool struct{ pool sync.Pool }
@@ -205,6 +255,3 @@ func (b *bufferPool) Get() []byte {
 }
 
 func (b *bufferPool) Put(buf []byte) { b.pool.Put(&buf) }
-
-// isDrainDeadline tells why a request's context ended.
-func isDrainDeadline(cause error) bool { return false }
