@@ -157,7 +157,7 @@ func (s *server) serveOn(p *handoff.Process) error {
 			return err
 		}
 	}
-	if err := s.options.echoes.open(p, s.log.Logger); err != nil {
+	if err := s.options.echoes.open(p, p.Logger()); err != nil {
 		return err
 	}
 	failed := make(chan error, len(starts))
