@@ -64,6 +64,7 @@ type Process struct {
 	asker     *link // whose hello is being answered
 	retired   map[*link]bool
 	control   controlSocket
+	own       selfSocket
 	attempt   chan attempt // where join waits; nil: nobody does
 	offer     offer
 	intake    intake
@@ -92,7 +93,7 @@ func newProcess(cfg Config) *Process {
 	p := &Process{
 		cfg: cfg, instance: rand.Text()[:12], started: time.Now(),
 		inbox: make(chan func(), 64), stopped: make(chan struct{}, 1), serving: make(chan struct{}), done: make(chan struct{}), gone: make(chan struct{}), joined: make(chan struct{}),
-		holds: newHoldSet(), retired: map[*link]bool{}, hammered: make(chan struct{}),
+		holds: newHoldSet(), revision: 1, retired: map[*link]bool{}, hammered: make(chan struct{}),
 	}
 	p.life, p.die = context.WithCancel(context.Background())
 	p.program = program{PID: os.Getpid(), Label: cfg.Label, Request: cfg.Request, Started: p.started}
@@ -151,11 +152,13 @@ func (p *Process) run() {
 	p.holds.end()
 	p.control.removeIfOwned()
 	p.control.close()
+	p.own.remove()
 	p.changed()
 	close(p.gone)
 	p.emptyInbox()
 	p.control.sayBye(p.report.Cut)
 	p.control.closeConns()
+	p.own.closeConns()
 	p.work.Wait()
 	close(p.joined)
 }

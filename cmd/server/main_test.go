@@ -57,6 +57,7 @@ func TestUsageErrors(t *testing.T) {
 		{"--socket s --http unix:", "needs a path"},
 		{"--socket s --http a=:1 --http a=:2", "used twice"},
 		{"--socket s --http :1 --https a=:1 --cert c --key k", "the address :1 is used twice"},
+		{"--socket s --http :1 --self-socket ./s", "the path of the control socket"},
 		{"--socket s --http :1 --preview 80", "host:port"},
 		{"--socket s --https :1", "--cert and --key are needed"},
 		{"--socket s --http :1 --cert c", "--cert and --key are needed"},

@@ -44,7 +44,7 @@ func loadOptions(args, environ []string) (options, error) {
 	}
 	var err error
 	o.strange, err = s.read(environ)
-	o.config = handoff.Config{Socket: s.socket, Label: s.label, Takeover: s.takeover}
+	o.config = handoff.Config{Socket: s.socket, SelfSocket: s.selfSocket, Label: s.label, Takeover: s.takeover}
 	if err == nil { // or what is missing may be what was not understood
 		err = o.missing()
 	}
@@ -124,6 +124,9 @@ func (o *options) readAddresses() error {
 	if s.admin != "" {
 		admin := one("admin", s.admin, false)
 		o.admin = &admin
+	}
+	if s.selfSocket != "" && s.socket != "" && filepath.Clean(s.selfSocket) == filepath.Clean(s.socket) {
+		errs = append(errs, fmt.Errorf("%s %q: this is the path of the control socket", s.where("self-socket"), s.selfSocket))
 	}
 	if s.preview != "" {
 		var err error

@@ -131,7 +131,7 @@ func valueOf(f *pflag.Flag) []string {
 // configuration has it, or a flag that beats it.
 func forgetEnvironment() {
 	os.Unsetenv(handoff.EnvSocket)
-	os.Unsetenv(envName("takeover"))
+	os.Unsetenv(handoff.EnvTakeover)
 }
 
 // take gives a flag the value that it has in another schema.
