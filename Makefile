@@ -32,9 +32,9 @@ lint:
 	test -z "$$(bin/tools/gofumpt -l . | tee /dev/stderr)"
 	bin/tools/staticcheck ./...
 
-# gcc is for the race detector.
+# gcc is for the race detector, chromium for the test of the page.
 deps:
-	apt-get install -y --no-install-recommends gcc libc6-dev make
+	apt-get install -y --no-install-recommends gcc libc6-dev make chromium
 
 clean:
 	rm -rf bin

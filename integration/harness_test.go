@@ -7,6 +7,7 @@ import (
 	"os"
 	"os/exec"
 	"path/filepath"
+	"slices"
 	"strconv"
 	"sync"
 	"syscall"
@@ -30,9 +31,6 @@ const waitTick = 10 * time.Millisecond
 var programs proc.Binaries
 
 func TestMain(m *testing.M) {
-	if path := os.Getenv(echoEnv); path != "" {
-		os.Exit(echoDatagrams(path))
-	}
 	os.Exit(buildAndRun(m))
 }
 
@@ -159,14 +157,13 @@ func (s *service) newLog(name string) string {
 // generation has the port that the kernel chose for the first.
 const web = "127.0.0.1:0"
 
-// args is a server's command line. A later flag overrides an earlier one, and --http is added unless extra has it.
+// args is a server's command line. A later flag overrides an earlier one, and --http is added unless extra has an address.
 func (s *service) args(label string, extra ...string) []string {
 	args := []string{"--socket", s.socket, "--label", label, "--log-format", "json", "--probation", "0s"}
-	hasHTTP := false
-	for _, e := range extra {
-		hasHTTP = hasHTTP || e == "--http"
-	}
-	if !hasHTTP {
+	hasAddress := slices.ContainsFunc(extra, func(e string) bool {
+		return slices.Contains([]string{"--http", "--https", "--tcp-echo", "--udp-echo", "--config"}, e)
+	})
+	if !hasAddress {
 		args = append(args, "--http", web)
 	}
 	return append(args, extra...)

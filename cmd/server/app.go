@@ -5,7 +5,6 @@ import (
 	"context"
 	"errors"
 	"fmt"
-	"html/template"
 	"io"
 	"net/http"
 	"os"
@@ -24,69 +23,38 @@ const (
 
 // app is the built-in application: something to look at while versions change.
 type app struct {
-	info     func() (generation uint64, label string)
+	id       identity
+	started  time.Time
 	draining func(context.Context) <-chan struct{}
 	interval time.Duration // between two events
+	ping     time.Duration // between two pings of a WebSocket, and for their answer
 	mux      *http.ServeMux
 }
 
-// newApp returns the built-in application. info tells, at each request, the
-// generation of this process, which every answer carries, and its label. The
-// server should set DisableGeneralOptionsHandler, so that the answer to
-// OPTIONS * carries it too.
-func newApp(info func() (generation uint64, label string)) http.Handler {
-	return newAppWith(info, handoff.Draining, eventInterval)
-}
-
-func newAppWith(info func() (uint64, string), draining func(context.Context) <-chan struct{}, interval time.Duration) *app {
-	a := &app{info: info, draining: draining, interval: interval, mux: http.NewServeMux()}
+// newApp returns the built-in application. Every answer carries the generation
+// of this process. The server should set DisableGeneralOptionsHandler, so that
+// the answer to OPTIONS * carries it too.
+func newApp(id identity) *app {
+	a := &app{
+		id: id, started: time.Now(), draining: handoff.Draining,
+		interval: eventInterval, ping: webSocketPing, mux: http.NewServeMux(),
+	}
 	a.mux.HandleFunc("GET /{$}", a.page)
+	a.mux.HandleFunc("GET /whoami", a.whoami)
 	a.mux.HandleFunc("/echo", a.echo)
 	a.mux.HandleFunc("GET /events", a.events)
 	a.mux.HandleFunc("/slow", a.slow)
+	a.mux.HandleFunc("GET /ws", a.webSocket)
 	return a
 }
 
 func (a *app) ServeHTTP(w http.ResponseWriter, r *http.Request) {
-	generation, _ := a.info()
-	w.Header().Set("X-Handoff-Generation", strconv.FormatUint(generation, 10))
+	a.id.state(w.Header())
 	w.Header().Set("Cache-Control", "no-store")
-	if r.Method == http.MethodOptions && r.RequestURI == "*" {
-		return // yes, a server is here
-	}
-	a.mux.ServeHTTP(w, r)
-}
-
-var pageTemplate = template.Must(template.New("page").Parse(`<!doctype html>
-<html lang="en">
-<meta charset="utf-8">
-<meta name="viewport" content="width=device-width">
-<title>Generation {{.Generation}}</title>
-<style>
-  body { font: 1.1rem/1.6 system-ui, sans-serif; max-width: 34rem; margin: 12vh auto; padding: 0 1rem; color: #223; background: #f7f7fa }
-  b { display: block; font-size: 6rem; line-height: 1.1; color: #2457c5 }
-  nav a { margin-right: 1rem; color: inherit }
-  @media (prefers-color-scheme: dark) { body { color: #dde; background: #16171d } b { color: #8ab0ff } }
-</style>
-<p>This answer is by generation <b>{{.Generation}}</b></p>
-{{with .Label}}<p>Label: <strong>{{.}}</strong></p>{{end}}
-<nav><a href="/events">/events</a><a href="/slow?for=2s">/slow?for=2s</a>/echo</nav>
-</html>
-`))
-
-func (a *app) page(w http.ResponseWriter, _ *http.Request) {
-	var page struct {
-		Generation uint64
-		Label      string
-	}
-	page.Generation, page.Label = a.info()
-	var b bytes.Buffer
-	if err := pageTemplate.Execute(&b, page); err != nil {
-		http.Error(w, err.Error(), http.StatusInternalServerError)
+	if isServerOptions(r) {
 		return
 	}
-	w.Header().Set("Content-Type", "text/html; charset=utf-8")
-	w.Write(b.Bytes())
+	a.mux.ServeHTTP(w, r)
 }
 
 // echo answers with the request's body, when it has all of it: a client that
@@ -144,7 +112,7 @@ func receive(r io.Reader) (body io.ReadCloser, size int64, err error) {
 // or this process drains, which it says in a last event. A browser's
 // EventSource comes back by itself, and finds the next generation.
 func (a *app) events(w http.ResponseWriter, r *http.Request) {
-	generation, label := a.info()
+	generation, label := a.id()
 	w.Header().Set("Content-Type", "text/event-stream")
 	if r.Method == http.MethodHead {
 		return

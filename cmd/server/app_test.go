@@ -62,6 +62,9 @@ func TestEveryAnswerCarriesTheGeneration(t *testing.T) {
 		{"POST", "/", 405},
 		{"GET", "/echo", 200},
 		{"DELETE", "/echo", 200},
+		{"GET", "/whoami", 200},
+		{"POST", "/whoami", 405},
+		{"GET", "/ws", 426},
 		{"HEAD", "/events", 200},
 		{"POST", "/events", 405},
 		{"GET", "/slow?for=0s", 200},
@@ -98,7 +101,7 @@ func TestPage(t *testing.T) {
 	s := serveApp(t, newApp(info))
 	resp, page := do(t, "GET", s.URL, nil)
 	require.Equal(t, "text/html; charset=utf-8", resp.Header.Get("Content-Type"))
-	require.Contains(t, page, "<b>7</b>")
+	require.Contains(t, page, `<b id="generation">7</b>`)
 	require.Contains(t, page, "&lt;b&gt;&#34;blue&#34;&lt;/b&gt;")
 	require.NotContains(t, page, `<b>"blue"`)
 }
@@ -159,8 +162,9 @@ func TestEchoOfTooMuch(t *testing.T) {
 
 func TestEvents(t *testing.T) {
 	draining := make(chan struct{})
-	s := serveApp(t, newAppWith(func() (uint64, string) { return 3, "green" },
-		func(context.Context) <-chan struct{} { return draining }, time.Millisecond))
+	a := newApp(func() (uint64, string) { return 3, "green" })
+	a.draining, a.interval = func(context.Context) <-chan struct{} { return draining }, time.Millisecond
+	s := serveApp(t, a)
 	c, err := net.Dial("tcp", s.Listener.Addr().String())
 	require.NoError(t, err)
 	defer c.Close()
@@ -187,7 +191,9 @@ func TestEvents(t *testing.T) {
 }
 
 func TestFirstEventComesAtOnce(t *testing.T) {
-	s := serveApp(t, newAppWith(info, never, time.Hour))
+	a := newApp(info)
+	a.draining, a.interval = never, time.Hour
+	s := serveApp(t, a)
 	resp, err := http.Get(s.URL + "/events")
 	require.NoError(t, err)
 	require.True(t, strings.HasPrefix(event(t, bufio.NewReader(resp.Body)), "id: 1\n"))

@@ -13,11 +13,10 @@ import (
 	"github.com/fdhandoff/handoff/handoff"
 )
 
-func TestParse(t *testing.T) {
-	t.Setenv(handoff.EnvSocket, "/run/env")
-	var out bytes.Buffer
-	o, err := parse(strings.Fields("--http :8080 --http web=127.0.0.1:0 --http unix:/run/a=b --http api=unix:/run/api --http [::1]:80 "+
-		"--label v1 --takeover standby --ready-timeout 1s --probation 0s --drain-timeout 2m --log-format json"), &out)
+func TestOptions(t *testing.T) {
+	args := strings.Fields("--http :8080 --http web=127.0.0.1:0 --http unix:/run/a=b --http api=unix:/run/api --http [::1]:80 " +
+		"--label v1 --takeover standby --ready-timeout 1s --probation 0s --drain-timeout 2m --log-format json")
+	o, err := loadOptions(args, []string{"HANDOFF_SOCKET=/run/env"})
 	require.NoError(t, err)
 	require.Equal(t, handoff.Config{
 		Socket: "/run/env", Label: "v1", Takeover: handoff.Standby,
@@ -29,9 +28,21 @@ func TestParse(t *testing.T) {
 		{Name: "unix:/run/a=b", Network: "unix", Address: "/run/a=b"},
 		{Name: "api", Network: "unix", Address: "/run/api"},
 		{Name: "[::1]:80", Network: "tcp", Address: "[::1]:80"},
-	}, o.listen)
-	require.Equal(t, "json", o.logFormat)
-	require.Empty(t, out.String())
+	}, o.http)
+	require.True(t, o.jsonLog)
+}
+
+// TestZeroDurations: 0 is what it says, where the library's zero value is a default.
+func TestZeroDurations(t *testing.T) {
+	o, err := loadOptions(strings.Fields("--socket s --http :0"), nil)
+	require.NoError(t, err)
+	require.Zero(t, o.config.DrainSpread)
+	require.Zero(t, o.config.StopDelay)
+	o, err = loadOptions(strings.Fields("--socket s --http :0 --drain-spread 0 --drain-timeout 0 --probation 0"), nil)
+	require.NoError(t, err)
+	require.Negative(t, o.config.DrainSpread)
+	require.Negative(t, o.config.DrainTimeout)
+	require.Negative(t, o.config.Probation)
 }
 
 func TestUsageErrors(t *testing.T) {
@@ -40,13 +51,29 @@ func TestUsageErrors(t *testing.T) {
 		{"--http :0", "--socket is missing"},
 		{"--socket s", "--http is missing"},
 		{"--socket s --http 8080", "host:port"},
+		{"--socket s --http :http-but-not", "known service"},
+		{"--socket s --http :70000", "known service"},
 		{"--socket s --http =:80", "name before ="},
 		{"--socket s --http unix:", "needs a path"},
 		{"--socket s --http a=:1 --http a=:2", "used twice"},
+		{"--socket s --http :1 --https a=:1 --cert c --key k", "the address :1 is used twice"},
+		{"--socket s --http :1 --self-socket ./s", "the path of the control socket"},
+		{"--socket s --http :1 --preview 80", "host:port"},
+		{"--socket s --https :1", "--cert and --key are needed"},
+		{"--socket s --http :1 --cert c", "--cert and --key are needed"},
+		{"--socket s --https :1 --cert /no/c --key /no/k", "/no/c"},
+		{"--socket s --http :1 --root /dev/null", "not a directory"},
+		{"--socket s --http :1 --root /no/such", "no such file"},
+		{"--socket s --http :1 --root / --proxy http://h", "exclude each other"},
+		{"--socket s --http :1 --log-file /no/such/log", "its directory"},
+		{"--socket s --http :1 --log-file /dev/null/log", "its directory is none"},
+		{"--socket s --http :1 --log-level all", "all"},
 		{"--socket s --http :1 extra", `"extra"`},
 		{"--socket s --http :1 --takeover later", "later"},
 		{"--socket s --http :1 --log-format xml", "xml"},
 		{"--socket s --http :1 --probation -1s", "too short"},
+		{"--socket s --http :1 --stop-delay -1s", "too short"},
+		{"--socket s --http :1 --drain-spread -1s", "too short"},
 		{"--socket s --http :1 --ready-timeout 0", "too short"},
 		{"--socket s --http :1 --no-such-flag", "no-such-flag"},
 	} {
@@ -64,7 +91,7 @@ func TestUsageErrors(t *testing.T) {
 func TestHelpAndVersion(t *testing.T) {
 	var out, errs bytes.Buffer
 	require.Equal(t, exitDone, run([]string{"--help"}, &out, &errs))
-	for _, word := range []string{"Usage:", "Examples:", "Exit codes:", "--takeover", "--drain-timeout"} {
+	for _, word := range []string{"Usage:", "Examples:", "Exit codes:", "Signals:", "Stopping:", "--takeover", "--drain-timeout"} {
 		require.Contains(t, out.String(), word)
 	}
 	out.Reset()

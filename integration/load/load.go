@@ -16,6 +16,7 @@ package load
 import (
 	"cmp"
 	"context"
+	"crypto/tls"
 	"errors"
 	"fmt"
 	"sync"
@@ -50,6 +51,8 @@ type Stream struct {
 	Conns int
 	// Rate is in requests a second over all connections of the stream. Events ignores it.
 	Rate float64
+	// TLS, for NewConn only, makes every connection begin with a handshake; one that fails is a loss.
+	TLS *tls.Config
 }
 
 // Config says what a run does. The zero value of a field means its default.
@@ -83,6 +86,9 @@ func (s Stream) check() error {
 	case Events:
 	default:
 		return fmt.Errorf("load: unknown kind %q", s.Kind)
+	}
+	if s.TLS != nil && s.Kind != NewConn {
+		return fmt.Errorf("load: %s: not over TLS", s.Kind)
 	}
 	if s.Address == "" {
 		return fmt.Errorf("load: %s: no address", s.Kind)

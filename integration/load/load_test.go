@@ -3,6 +3,7 @@ package load
 import (
 	"bufio"
 	"context"
+	"crypto/tls"
 	"fmt"
 	"io"
 	"net"
@@ -302,6 +303,7 @@ func TestBadConfigurations(t *testing.T) {
 		"no streams":   {},
 		"no rate":      {Streams: []Stream{{Kind: KeepAlive, Address: "x"}}},
 		"no address":   {Streams: []Stream{{Kind: Events}}},
+		"TLS, kept":    {Streams: []Stream{{Kind: KeepAlive, Address: "x", Rate: 1, TLS: new(tls.Config)}}},
 		"unknown kind": {Streams: []Stream{{Kind: "smoke signals", Address: "x", Rate: 1}}},
 	} {
 		_, err := Start(t.Context(), cfg)

@@ -3,6 +3,8 @@ package load
 import (
 	"bufio"
 	"context"
+	"crypto/tls"
+	"net"
 	"sync"
 	"time"
 )
@@ -33,13 +35,21 @@ func (w *worker) postOnce(due time.Time, body []byte) {
 }
 
 func (w *worker) exchangeOnce(body []byte) (generation uint64, err error) {
-	conn, err := w.dial()
+	tcp, err := w.dial()
 	if err != nil {
 		return 0, &failure{CauseDial, err}
 	}
-	defer conn.Close()
-	if err := conn.SetDeadline(time.Now().Add(w.cfg.timeout())); err != nil {
+	defer tcp.Close()
+	if err := tcp.SetDeadline(time.Now().Add(w.cfg.timeout())); err != nil {
 		return 0, err
+	}
+	conn := net.Conn(tcp)
+	if w.stream.TLS != nil {
+		c := tls.Client(tcp, w.stream.TLS)
+		if err := c.Handshake(); err != nil {
+			return 0, &failure{CauseTLS, err}
+		}
+		conn = c
 	}
 	if _, err := conn.Write(request(body, true)); err != nil {
 		return 0, err

@@ -45,6 +45,7 @@ type Cause string
 // The causes of a loss.
 const (
 	CauseDial     Cause = "dial"     // the connection was refused, reset or not made in time
+	CauseTLS      Cause = "tls"      // the handshake failed
 	CauseWrite    Cause = "write"    // the request could not be written
 	CauseClosed   Cause = "closed"   // the connection ended with the request outstanding
 	CauseReset    Cause = "reset"    // likewise, by a reset

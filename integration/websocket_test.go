@@ -1,0 +1,176 @@
+package integration
+
+import (
+	"context"
+	"errors"
+	"fmt"
+	"net/http"
+	"strconv"
+	"sync"
+	"testing"
+	"time"
+
+	"github.com/coder/websocket"
+	"github.com/stretchr/testify/require"
+
+	"github.com/fdhandoff/handoff/integration/proc"
+)
+
+// dialWebSocket opens a WebSocket, and tells which generation answered.
+func dialWebSocket(ctx context.Context, addr string) (*websocket.Conn, uint64, error) {
+	transport := &http.Transport{DisableKeepAlives: true}
+	conn, resp, err := websocket.Dial(ctx, "ws://"+addr+"/ws", &websocket.DialOptions{HTTPClient: &http.Client{Transport: transport}})
+	if err != nil {
+		return nil, 0, err
+	}
+	generation, err := strconv.ParseUint(resp.Header.Get("X-Handoff-Generation"), 10, 64)
+	return conn, generation, err
+}
+
+// exchange sends one message and wants it back.
+func exchange(ctx context.Context, conn *websocket.Conn, text string) error {
+	if err := conn.Write(ctx, websocket.MessageText, []byte(text)); err != nil {
+		// The server's goodbye may be here already: it is what counts.
+		if _, _, bye := conn.Read(ctx); websocket.CloseStatus(bye) != -1 {
+			return bye
+		}
+		return err
+	}
+	_, got, err := conn.Read(ctx)
+	if err == nil && string(got) != text {
+		err = fmt.Errorf("sent %q, got %q", text, got)
+	}
+	return err
+}
+
+// chatter is clients that exchange messages all the time, each over one WebSocket at a time. A goodbye with 1012 means
+// that the message was not taken: it is sent again over a new connection. Anything else is an error.
+type chatter struct {
+	cancel context.CancelFunc
+	wg     sync.WaitGroup
+
+	mu       sync.Mutex
+	changed  chan struct{}
+	answers  map[uint64]int // by generation
+	restarts int
+	errs     []error
+}
+
+func (s *service) chatter(clients int, addr string) *chatter {
+	ctx, cancel := context.WithCancel(s.ctx())
+	c := &chatter{cancel: cancel, changed: make(chan struct{}), answers: map[uint64]int{}}
+	for i := range clients {
+		c.wg.Go(func() {
+			if err := c.client(ctx, i, addr); err != nil && ctx.Err() == nil {
+				c.note(func() { c.errs = append(c.errs, fmt.Errorf("client %d: %w", i, err)) })
+			}
+		})
+	}
+	s.t.Cleanup(c.stop)
+	return c
+}
+
+func (c *chatter) stop() {
+	c.cancel()
+	c.wg.Wait()
+}
+
+func (c *chatter) note(what func()) {
+	c.mu.Lock()
+	defer c.mu.Unlock()
+	what()
+	close(c.changed)
+	c.changed = make(chan struct{})
+}
+
+func (c *chatter) client(ctx context.Context, number int, addr string) error {
+	pace := time.NewTicker(2 * time.Millisecond)
+	defer pace.Stop()
+	last := uint64(0)
+	for serial := 0; ; {
+		conn, generation, err := dialWebSocket(ctx, addr)
+		if err != nil {
+			return err
+		}
+		if generation < last {
+			return fmt.Errorf("generation %d after %d", generation, last)
+		}
+		last = generation
+		for {
+			if err = exchange(ctx, conn, fmt.Sprintf("client %d, message %d", number, serial)); err != nil {
+				break
+			}
+			serial++
+			c.note(func() { c.answers[generation]++ })
+			select {
+			case <-pace.C:
+			case <-ctx.Done():
+			}
+		}
+		conn.CloseNow()
+		if websocket.CloseStatus(err) != websocket.StatusServiceRestart {
+			return err
+		}
+		c.note(func() { c.restarts++ })
+	}
+}
+
+// wait waits until a generation has answered n messages.
+func (c *chatter) wait(ctx context.Context, generation uint64, n int) error {
+	for {
+		c.mu.Lock()
+		enough, err, changed := c.answers[generation] >= n, errors.Join(c.errs...), c.changed
+		c.mu.Unlock()
+		if enough || err != nil {
+			return err
+		}
+		select {
+		case <-changed:
+		case <-ctx.Done():
+			return ctx.Err()
+		}
+	}
+}
+
+// WebSockets are told to come back, and meet the next generation. No message stays without an answer.
+func TestWebSocketsAreToldToComeBack(t *testing.T) {
+	const clients, handoffs = 20, 5
+	s := newService(t)
+	old := waiter(s.serving("v1"))
+	c := s.chatter(clients, s.address(web))
+	require.NoError(t, c.wait(s.ctx(), 1, 5*clients))
+	for g := uint64(2); g < 2+handoffs; g++ {
+		_, next := s.upgrade(fmt.Sprintf("v%d", g), []string{"--wait=released"})
+		require.NoError(t, c.wait(s.ctx(), g, 5*clients))
+		s.exits(old, 0, fmt.Sprintf("generation %d, whose clients have gone", g-1))
+		old = next
+	}
+	c.stop()
+	require.NoError(t, errors.Join(c.errs...))
+	require.Equal(t, clients*handoffs, c.restarts, "every client was told at each handoff")
+}
+
+// A WebSocket that is passed on to a backend can't be told: it lives on until it ends by itself.
+func TestProxiedWebSocketOutlivesTheHandoff(t *testing.T) {
+	s := newService(t)
+	b := newBackend(t)
+	first := s.serving("v1", "--proxy", b.url)
+	addr := s.address(web)
+	conn, generation, err := dialWebSocket(s.ctx(), addr)
+	require.NoError(t, err)
+	defer conn.CloseNow()
+	require.EqualValues(t, 1, generation)
+	require.NoError(t, exchange(s.ctx(), conn, "before"))
+	s.upgrade("v2", []string{"--wait=released"}, "--proxy", b.url)
+	s.waitStatus("1 drains, and one connection is open", func(st proc.Status) bool {
+		return st.Of(1).State == "draining" && st.Of(1).Open["hijacked"] == 1
+	})
+	require.NoError(t, exchange(s.ctx(), conn, "after"))
+	again, generation, err := dialWebSocket(s.ctx(), addr)
+	require.NoError(t, err)
+	defer again.CloseNow()
+	require.EqualValues(t, 2, generation)
+	require.NoError(t, exchange(s.ctx(), again, "again"))
+	require.NoError(t, conn.Close(websocket.StatusNormalClosure, ""))
+	s.exits(first, 0, "generation 1")
+}
