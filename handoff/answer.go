@@ -4,8 +4,6 @@ import (
 	"errors"
 	"fmt"
 	"net"
-	"slices"
-	"sync"
 	"time"
 )
 
@@ -13,10 +11,9 @@ import (
 // come through it. Every connection has a goroutine of its own, so that a slow
 // or silent one delays nobody.
 
-const (
-	maxConns     = 64               // connections that are answered at a time
-	operatorIdle = 60 * time.Second // between two questions of one operator, if StepTimeout is not less
-)
+// operatorIdle is the most between two questions of one operator, if StepTimeout
+// is not less.
+const operatorIdle = 60 * time.Second
 
 // controlSocket is this process's hold on the control socket.
 type controlSocket struct {
@@ -26,14 +23,7 @@ type controlSocket struct {
 	ln    net.Listener // while this process answers
 	owned bool         // nobody succeeds this process: the path goes with it
 
-	mu    sync.Mutex
-	conns []trackedControl // oldest first
-}
-
-type trackedControl struct {
-	c    *conn
-	stay bool // does not make room: a link, reports of an older generation, or a stop that waits for its end
-	stop bool // an operator waits for this process's end
+	connTable
 }
 
 // item is the control listener's line in the manifest.
@@ -72,65 +62,6 @@ func (s *controlSocket) removeIfOwned() {
 	s.close()
 }
 
-func (s *controlSocket) closeConns() {
-	s.mu.Lock()
-	defer s.mu.Unlock()
-	for _, t := range s.conns {
-		t.c.Close()
-	}
-}
-
-// track keeps c to be closed at the end. Where too many are open the oldest that
-// is no link makes room, so that nobody who stays connected delays a handoff; an
-// operator's tool asks again.
-func (s *controlSocket) track(c *conn) {
-	s.mu.Lock()
-	defer s.mu.Unlock()
-	if len(s.conns) >= maxConns {
-		oldest := slices.IndexFunc(s.conns, func(t trackedControl) bool { return !t.stay })
-		if oldest >= 0 {
-			s.conns[oldest].c.Close()
-			s.conns = slices.Delete(s.conns, oldest, oldest+1)
-		} else if len(s.conns) >= 2*maxConns {
-			c.Close() // reports of more generations than can live
-		}
-	}
-	s.conns = append(s.conns, trackedControl{c: c})
-}
-
-// keep says that c does not make room for others: it has become a link, carries
-// a generation's reports, or waits for the end that it asked for (stop).
-func (s *controlSocket) keep(c *conn, stop bool) {
-	s.mu.Lock()
-	defer s.mu.Unlock()
-	if i := s.find(c); i >= 0 {
-		s.conns[i].stay, s.conns[i].stop = true, stop
-	}
-}
-
-// sayBye tells operators who wait for this process's end what was cut.
-func (s *controlSocket) sayBye(cut map[string]int) {
-	s.mu.Lock()
-	defer s.mu.Unlock()
-	for _, t := range s.conns {
-		if t.stop {
-			say(t.c, &frame{Type: msgBye, Cut: cut})
-		}
-	}
-}
-
-func (s *controlSocket) find(c *conn) int {
-	return slices.IndexFunc(s.conns, func(t trackedControl) bool { return t.c == c })
-}
-
-func (s *controlSocket) untrack(c *conn) {
-	s.mu.Lock()
-	defer s.mu.Unlock()
-	if i := s.find(c); i >= 0 {
-		s.conns = slices.Delete(s.conns, i, i+1)
-	}
-}
-
 // beginAnswering takes over the control socket. Calling listen(2) again keeps
 // what is queued and makes SO_PEERCRED name this process to whoever connects.
 func (p *Process) beginAnswering() {
@@ -149,10 +80,12 @@ func (p *Process) beginAnswering() {
 		return
 	}
 	ln := s.ln.(*net.UnixListener)
-	p.work.Go(func() { p.answerAll(ln) })
+	p.work.Go(func() { p.answerAll(ln, &s.connTable, p.answerOne) })
 }
 
-func (p *Process) answerAll(ln *net.UnixListener) {
+// answerAll keeps what comes through ln in t, and has each answered by one in a
+// goroutine of its own, until ln is closed.
+func (p *Process) answerAll(ln *net.UnixListener, t *connTable, one func(*conn)) {
 	for {
 		uc, err := ln.AcceptUnix()
 		switch {
@@ -160,7 +93,7 @@ func (p *Process) answerAll(ln *net.UnixListener) {
 			return
 		case err != nil:
 			// Out of descriptors, for instance: others may close some.
-			p.Logger().Error("control socket: accept", "error", err)
+			p.Logger().Error("can't accept a connection now, it is tried again", "socket", ln.Addr().String(), "error", err)
 			select {
 			case <-time.After(50 * time.Millisecond):
 			case <-p.gone:
@@ -169,10 +102,10 @@ func (p *Process) answerAll(ln *net.UnixListener) {
 			continue
 		}
 		c := newConn(uc)
-		p.control.track(c)
+		t.track(c)
 		p.work.Go(func() {
-			defer p.control.untrack(c)
-			p.answerOne(c)
+			defer t.untrack(c)
+			one(c)
 		})
 	}
 }
@@ -193,25 +126,16 @@ func (p *Process) answerOne(c *conn) {
 			c.Close()
 		}
 	}()
-	who, err := c.peer()
-	if err == nil {
-		err = p.allow().check(who)
-	}
-	if err != nil {
-		p.Logger().Warn("refused a connection to the control socket", "peer_pid", who.PID, "peer_uid", who.UID, "peer_gid", who.GID, "error", err)
-		say(c, &frame{Type: msgError, Code: "permission", Text: clip(err.Error())})
+	who, ok := p.trusted(c)
+	if !ok {
 		return
 	}
 	for stopped := false; ; {
 		if !stopped {
-			c.setReadDeadline(time.Now().Add(min(p.cfg.StepTimeout, operatorIdle)))
+			p.limitPause(c)
 		}
-		f, err := p.question(c)
-		if err != nil {
-			if !errors.Is(err, errGone) {
-				p.Logger().Warn("control socket: a connection was closed", "peer_pid", who.PID, "peer_uid", who.UID, "error", err)
-				say(c, &frame{Type: msgError, Code: "bad_request", Text: clip(err.Error())})
-			}
+		f, ok := p.heard(c, who)
+		if !ok {
 			return
 		}
 		switch f.Type {
@@ -238,7 +162,7 @@ func (p *Process) answerOne(c *conn) {
 			continue
 		}
 		answer := p.answerOperator(f)
-		err = say(c, answer)
+		err := say(c, answer)
 		if f.Type == msgStop && answer.Type == msgOK && answer.Generation == p.Generation() {
 			stopped = true
 			p.control.keep(c, true)
@@ -249,6 +173,36 @@ func (p *Process) answerOne(c *conn) {
 			return
 		}
 	}
+}
+
+// trusted says who is at the other end of c, and whether it may ask here; who may
+// not is told so.
+func (p *Process) trusted(c *conn) (who peer, ok bool) {
+	who, err := c.peer()
+	if err == nil {
+		err = p.allow().check(who)
+	}
+	if err != nil {
+		p.Logger().Warn("refused a connection: this user may not ask", "socket", c.path(), "peer_pid", who.PID, "peer_uid", who.UID, "peer_gid", who.GID, "error", err)
+		say(c, &frame{Type: msgError, Code: "permission", Text: clip(err.Error())})
+	}
+	return who, err == nil
+}
+
+// limitPause bounds how long the next question may stay away.
+func (p *Process) limitPause(c *conn) {
+	c.setReadDeadline(time.Now().Add(min(p.cfg.StepTimeout, operatorIdle)))
+}
+
+// heard reads the next question. false means that there is none: who sent
+// something else is told what is wrong with it.
+func (p *Process) heard(c *conn, who peer) (f *frame, ok bool) {
+	f, err := p.question(c)
+	if err != nil && !errors.Is(err, errGone) {
+		p.Logger().Warn("closed a connection: what came through it is no question", "socket", c.path(), "peer_pid", who.PID, "peer_uid", who.UID, "error", err)
+		say(c, &frame{Type: msgError, Code: "bad_request", Text: clip(err.Error())})
+	}
+	return f, err == nil
 }
 
 var errGone = errors.New("the peer has gone")

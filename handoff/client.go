@@ -22,7 +22,8 @@ import (
 // ErrNotSocket, ErrPathTooLong, ErrNoAnswer, ErrBadAnswer, a *RemoteError where
 // the process that answered said no, or ctx's error.
 type Client struct {
-	// Socket is the path of the control socket.
+	// Socket is the path of the control socket, or of one process's self socket,
+	// which answers Status, Watch and Sockets.
 	Socket string
 	// AllowUIDs are the users whose process may answer, besides this process's
 	// own user and root; nil means nobody else.
@@ -46,6 +47,7 @@ const (
 	CodeNotNow     = "not_now"
 	CodePermission = "permission"
 	CodeBusy       = "busy"
+	CodeSelfSocket = "self_socket" // what was asked is for the control socket
 )
 
 // RemoteError is a no from the process that answers the control socket. What it

@@ -44,7 +44,8 @@
 // handoff.go is the public API from top to bottom; machine.go the states;
 // process.go the loop that obeys them; successor.go and incumbent.go the two
 // sides of a link; answer.go and operator.go what else comes through the control
-// socket; sockets.go and claim.go the named set, listener.go and packetconn.go what
+// socket; selfsocket.go the one that is this process's only; signals.go what
+// signals mean; sockets.go and claim.go the named set, listener.go and packetconn.go what
 // a program holds of it; scmrights.go and unixsock.go what the kernel does; drain.go
 // and http.go the drain. docs/protocol.md is the same for other languages.
 package handoff

@@ -54,7 +54,11 @@ func bindInternet(ctx context.Context, network, address string, reusePort bool) 
 		return s.bind()
 	}
 	s.addr = netip.AddrPortFrom(netip.IPv6Unspecified(), a.Port())
-	d, err := s.bind()
+	var d *descriptor
+	err = ipv6.try(func() error {
+		d, err = s.bind()
+		return err
+	})
 	if errors.Is(err, unix.EAFNOSUPPORT) || errors.Is(err, unix.EADDRNOTAVAIL) {
 		s.addr = netip.AddrPortFrom(netip.IPv4Unspecified(), a.Port()) // no IPv6 here
 		d, err = s.bind()
@@ -270,7 +274,11 @@ func listenFD(fd int) error {
 // maxBacklog reads the limit each time: it may be raised while a chain of
 // processes lives, and belongs to the network namespace.
 func maxBacklog() int {
-	b, err := os.ReadFile("/proc/sys/net/core/somaxconn")
+	var b []byte
+	err := backlogLimit.try(func() (err error) {
+		b, err = os.ReadFile("/proc/sys/net/core/somaxconn")
+		return err
+	})
 	if err != nil {
 		return unix.SOMAXCONN
 	}

@@ -30,6 +30,14 @@ type Config struct {
 	// $HANDOFF_SOCKET.
 	Socket string
 
+	// SelfSocket is the path of a socket that this process answers and no other,
+	// for as long as it lives: from the beginning of Start, while it is a standby,
+	// serves, is parked or drains, to the end of its part. A Client or handoffctl
+	// with this path gets its status and its sockets; everything else is refused
+	// there with CodeSelfSocket. It is never handed over, so each process needs a
+	// path of its own; otherwise the rules are those of Socket. "" is none.
+	SelfSocket string
+
 	// Label names this version in logs and status; at most 128 bytes.
 	Label string
 
@@ -152,6 +160,8 @@ func (c Config) withDefaults() (Config, error) {
 	switch {
 	case c.Socket == "":
 		return c, fmt.Errorf("handoff: no control socket: set Config.Socket or %s", EnvSocket)
+	case c.SelfSocket != "" && sameFile(c.SelfSocket, c.Socket):
+		return c, errors.New("handoff: Config.SelfSocket is the path of the control socket: each process needs a self socket of its own")
 	case c.Takeover > Never:
 		return c, fmt.Errorf("handoff: %v is no way to take over", c.Takeover)
 	case len(c.Files) > 0 && c.Takeover == Spare:
@@ -197,7 +207,10 @@ func Start(ctx context.Context, cfg Config) (*Process, error) {
 	defer cancel(nil)
 	// A stop while it still waits at the path, or for the incumbent.
 	defer context.AfterFunc(p.life, func() { cancel(ErrStopped) })()
-	if err := p.join(ctx); err != nil {
+	if err = p.openSelf(ctx); err == nil {
+		err = p.join(ctx)
+	}
+	if err != nil {
 		p.Close()
 		if context.Cause(ctx) == ErrStopped && errors.Is(err, context.Canceled) {
 			err = opError("start", cfg.Socket, ErrStopped) // a dial reports no cause

@@ -23,13 +23,14 @@ func checkNetns(facts socketFacts) error {
 	return fmt.Errorf("%w: it is bound to %s there", ErrForeignNetns, facts.local)
 }
 
-// ownNetns is the cookie of the namespace that a new socket would be made in.
+// ownNetns is the cookie of the namespace that a new socket would be made in. A
+// Unix socket has it too, and is what a process that may not use every address
+// family (RestrictAddressFamilies= of systemd) can make for certain.
 func ownNetns() (uint64, error) {
-	fd, err := unix.Socket(unix.AF_INET, unix.SOCK_DGRAM|unix.SOCK_CLOEXEC, 0)
+	d, err := openSocket(unix.AF_UNIX, unix.SOCK_DGRAM, 0)
 	if err != nil {
-		return 0, fmt.Errorf("socket: %w", err)
+		return 0, err
 	}
-	d := newDescriptor(fd)
 	defer d.Close()
 	facts, err := d.facts()
 	return facts.cookie, err

@@ -64,6 +64,7 @@ type Process struct {
 	asker     *link // whose hello is being answered
 	retired   map[*link]bool
 	control   controlSocket
+	own       selfSocket
 	attempt   chan attempt // where join waits; nil: nobody does
 	offer     offer
 	intake    intake
@@ -92,7 +93,7 @@ func newProcess(cfg Config) *Process {
 	p := &Process{
 		cfg: cfg, instance: rand.Text()[:12], started: time.Now(),
 		inbox: make(chan func(), 64), stopped: make(chan struct{}, 1), serving: make(chan struct{}), done: make(chan struct{}), gone: make(chan struct{}), joined: make(chan struct{}),
-		holds: newHoldSet(), retired: map[*link]bool{}, hammered: make(chan struct{}),
+		holds: newHoldSet(), revision: 1, retired: map[*link]bool{}, hammered: make(chan struct{}),
 	}
 	p.life, p.die = context.WithCancel(context.Background())
 	p.program = program{PID: os.Getpid(), Label: cfg.Label, Request: cfg.Request, Started: p.started}
@@ -151,11 +152,13 @@ func (p *Process) run() {
 	p.holds.end()
 	p.control.removeIfOwned()
 	p.control.close()
+	p.own.remove()
 	p.changed()
 	close(p.gone)
 	p.emptyInbox()
 	p.control.sayBye(p.report.Cut)
 	p.control.closeConns()
+	p.own.closeConns()
 	p.work.Wait()
 	close(p.joined)
 }
@@ -192,6 +195,9 @@ func (p *Process) feed(ev event) {
 		}
 		p.perform(a)
 	}
+	if p.m.state == StateDraining || p.m.state == StateRevoked {
+		p.closeDone() // it has stopped accepting
+	}
 	if p.attempt != nil && p.m.got && p.m.elder != phaseOffer {
 		// Everything is here, or the incumbent died and what is here must do.
 		p.endAttempt(attempt{})
@@ -220,7 +226,6 @@ func (p *Process) stateChanged(from, to State) {
 		if p.isHammered() {
 			p.deadline = p.began
 		}
-		p.closeDone()
 	}
 }
 

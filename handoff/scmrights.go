@@ -75,7 +75,7 @@ type conn struct {
 func newConn(c *net.UnixConn) *conn {
 	if raw, err := c.SyscallConn(); err == nil {
 		_ = raw.Control(func(fd uintptr) {
-			_ = unix.SetsockoptInt(int(fd), unix.SOL_SOCKET, unix.SO_TIMESTAMP, 1)
+			_ = messageStamps.try(func() error { return unix.SetsockoptInt(int(fd), unix.SOL_SOCKET, unix.SO_TIMESTAMP, 1) })
 		})
 	}
 	return &conn{c: c}
@@ -84,6 +84,10 @@ func newConn(c *net.UnixConn) *conn {
 // Close closes the connection; a blocked receive returns net.ErrClosed. The
 // peer still gets what was sent.
 func (c *conn) Close() error { return c.c.Close() }
+
+// path is that of the socket that the connection came through, or "" at the end
+// that dialled.
+func (c *conn) path() string { return c.c.LocalAddr().String() }
 
 // send sends one frame with the descriptors fds, or nothing at all; it blocks
 // for at most sendTimeout and then returns os.ErrDeadlineExceeded. The caller

@@ -83,7 +83,10 @@ func readFacts(fd int) (f socketFacts, err error) {
 		}
 	}
 	f.accepting = accepting != 0
-	f.cookie, err = unix.GetsockoptUint64(fd, unix.SOL_SOCKET, unix.SO_NETNS_COOKIE)
+	err = netnsCookies.try(func() error {
+		f.cookie, err = unix.GetsockoptUint64(fd, unix.SOL_SOCKET, unix.SO_NETNS_COOKIE)
+		return err
+	})
 	if err != nil && !errors.Is(err, unix.ENOPROTOOPT) {
 		return f, os.NewSyscallError("getsockopt", err)
 	}

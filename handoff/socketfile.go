@@ -93,7 +93,7 @@ func bindUnix(d *descriptor, path string, o unixOptions) (id fileID, err error) 
 			}
 		}
 		if o.refuseRights {
-			err := unix.SetsockoptInt(fd, unix.SOL_SOCKET, unix.SO_PASSRIGHTS, 0)
+			err := rightsRefusal.try(func() error { return unix.SetsockoptInt(fd, unix.SOL_SOCKET, unix.SO_PASSRIGHTS, 0) })
 			if err != nil && err != unix.ENOPROTOOPT {
 				return os.NewSyscallError("setsockopt", err)
 			}

@@ -82,11 +82,10 @@ func meet(ctx context.Context, path string, a allow) (ln *net.UnixListener, id f
 	if err := checkDirectory(path, a.UIDs...); err != nil {
 		return nil, fileID{}, nil, err
 	}
-	options := unixOptions{mode: 0o600, refuseRights: true, listen: true}
 	for wait := newBackoff(); ; {
 		c, err = connect(ctx, path, a)
 		if errors.Is(err, ErrNobody) {
-			ln, id, err = listenControl(ctx, path, options)
+			ln, id, err = listenControl(ctx, path, controlOptions)
 			if errors.Is(err, unix.EADDRINUSE) {
 				err = errBusy // somebody came first: connect to that one
 			}
@@ -98,6 +97,26 @@ func meet(ctx context.Context, path string, a allow) (ln *net.UnixListener, id f
 			return nil, fileID{}, nil, err
 		}
 	}
+}
+
+// controlOptions are those of the sockets that are answered by this protocol.
+var controlOptions = unixOptions{mode: 0o600, refuseRights: true, listen: true}
+
+// listenAlone is meet for a socket that is this process's only: it is an error if
+// anybody alive is at the path.
+func listenAlone(ctx context.Context, path string, a allow) (ln *net.UnixListener, id fileID, err error) {
+	defer func() { err = opError("listen", path, err) }()
+	if err := checkSocketPath(path); err != nil {
+		return nil, fileID{}, err
+	}
+	if err := checkDirectory(path, a.UIDs...); err != nil {
+		return nil, fileID{}, err
+	}
+	ln, id, err = listenControl(ctx, path, controlOptions)
+	if errors.Is(err, unix.EADDRINUSE) {
+		return nil, fileID{}, fmt.Errorf("another process is there, and each needs a self socket at a path of its own: %w", unix.EADDRINUSE)
+	}
+	return ln, id, err
 }
 
 func listenControl(ctx context.Context, path string, o unixOptions) (*net.UnixListener, fileID, error) {
