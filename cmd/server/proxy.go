@@ -115,9 +115,6 @@ func (p *proxy) ServeHTTP(w http.ResponseWriter, r *http.Request) {
 		http.Error(w, "CONNECT is not for this server", http.StatusMethodNotAllowed)
 		return
 	}
-	// The backend may answer before it has read everything: by HTTP/1 net/http
-	// would take the rest of the body away from it. HTTP/2 needs no leave.
-	http.NewResponseController(w).EnableFullDuplex()
 	ctx, x, end := newExchange(r.Context())
 	defer end()
 	r = r.WithContext(ctx)
@@ -215,11 +212,11 @@ func newExchange(ctx context.Context) (context.Context, *exchange, func()) {
 
 func exchangeOf(r *http.Request) *exchange { return r.Context().Value(exchangeKey{}).(*exchange) }
 
-// lastIfEarly makes an answer that is given before the request has come in the
-// last one of its connection. net/http, where it is told to go on reading a body
-// beside the answer (EnableFullDuplex), can't go on with the connection if the
-// end of the body is met after the handler: it panics, and the client's next
-// request is lost.
+// lastIfEarly makes an answer by HTTP/1 that begins before the request has come in
+// the last one of its connection. net/http would read the rest of the body itself
+// then, to be ready for the next request, and take it away from the backend.
+// (EnableFullDuplex is no way out: where the end of the body is met after the
+// handler, net/http 1.26 panics, and the client's next request is lost.)
 func (x *exchange) lastIfEarly(h http.Header, r *http.Request) {
 	if !x.asked.Load() && r.ProtoMajor == 1 {
 		h.Set("Connection", "close")

@@ -267,6 +267,40 @@ func TestProxyBuffersNothing(t *testing.T) {
 	}
 }
 
+// TestProxySendsAtOnce what it has of a body whose length is known.
+func TestProxySendsAtOnce(t *testing.T) {
+	gate := make(chan struct{})
+	p := serveProxy(t, func(w http.ResponseWriter, r *http.Request) {
+		w.Header().Set("Content-Length", "10")
+		w.Write([]byte("hello"))
+		http.NewResponseController(w).Flush()
+		select {
+		case <-gate:
+		case <-r.Context().Done():
+		}
+		w.Write([]byte("world"))
+	})
+	for name, tr := range transports(t) {
+		t.Run(name, func(t *testing.T) {
+			ctx, cancel := context.WithTimeout(t.Context(), patience)
+			defer cancel()
+			req, err := http.NewRequestWithContext(ctx, "GET", p.url, nil)
+			require.NoError(t, err)
+			resp, err := tr.RoundTrip(req)
+			require.NoError(t, err)
+			defer resp.Body.Close()
+			b := make([]byte, 5)
+			_, err = io.ReadFull(resp.Body, b)
+			require.NoError(t, err)
+			require.Equal(t, "hello", string(b))
+			gate <- struct{}{}
+			_, err = io.ReadFull(resp.Body, b)
+			require.NoError(t, err)
+			require.Equal(t, "world", string(b))
+		})
+	}
+}
+
 // TestProxyKeepsItsConnections: many clients at once, again and again, need hardly more connections than clients.
 func TestProxyKeepsItsConnections(t *testing.T) {
 	const clients, requests = 200, 10
@@ -423,7 +457,6 @@ func TestProxyOfAnAnswerThatBreaksOff(t *testing.T) {
 }
 
 // TestProxyOfAnEarlyAnswer: the answer to what was not read is the last of its connection, and every request is answered.
-// A panic in the server would be in the log of the test.
 func TestProxyOfAnEarlyAnswer(t *testing.T) {
 	leak.Check(t)
 	ln, err := net.Listen("tcp", "127.0.0.1:0")
