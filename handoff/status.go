@@ -65,6 +65,11 @@ type GenerationStatus struct {
 	// Open counts its open connections by kind: active, idle, new, h2, hijacked.
 	// A kind that has none may be absent.
 	Open map[string]int `json:"open,omitempty"`
+	// Holds counts by name what keeps the process while it drains: see Hold. Of
+	// many names the last is "others" and stands for the rest.
+	Holds map[string]int `json:"holds,omitempty"`
+	// Answered counts the HTTP requests that its HTTPServers have answered.
+	Answered uint64 `json:"answered,omitempty"`
 	// Stopping says that the process, which still serves, is being stopped with
 	// nobody to succeed it: it is not ready for new traffic any more.
 	Stopping bool `json:"stopping,omitempty"`
