@@ -62,7 +62,7 @@ func newRoot(a *app) *cobra.Command {
 	root.SetHelpTemplate(usageTemplate)
 	root.AddCommand(
 		newStatus(a), newSockets(a), newUpgrade(a), newHandover(a), newRollback(a),
-		newWait(a), newStop(a), newVersion(a), newCompletion(a),
+		newWait(a), newStop(a), newDrain(a), newCheck(a), newVersion(a), newCompletion(a),
 	)
 	root.SetHelpCommand(newHelp(root))
 	return root
