@@ -18,17 +18,18 @@ const silenceLook = 10 * time.Second
 
 // watcher prints what changes at a socket.
 type watcher struct {
-	a    *app
-	c    *handoff.Client
-	seen bool            // somebody answered at some time
-	last *handoff.Status // nil while nobody answers
-	said string          // what was printed last, its time and its notes aside
+	a     *app
+	c     *handoff.Client
+	seen  bool            // somebody answered at some time
+	last  *handoff.Status // nil while nobody answers
+	quiet time.Duration   // silenceLook
+	said  string          // what was printed last, its time and its notes aside
 }
 
 // watch prints one line for each change until ctx ends, by a signal or by
 // --timeout. That is no failure if there was somebody to watch.
 func (a *app) watch(ctx context.Context, c *handoff.Client) error {
-	w := &watcher{a: a, c: c}
+	w := &watcher{a: a, c: c, quiet: silenceLook}
 	for {
 		st, trouble, err := w.next(ctx)
 		switch {
@@ -51,9 +52,9 @@ func (a *app) watch(ctx context.Context, c *handoff.Client) error {
 }
 
 // next is the next status that differs from the last one, or the same after
-// silenceLook. st is nil if there is none, and trouble says why.
+// a while. st is nil if there is none, and trouble says why.
 func (w *watcher) next(ctx context.Context) (st *handoff.Status, trouble string, err error) {
-	some, cancel := context.WithTimeout(ctx, silenceLook)
+	some, cancel := context.WithTimeout(ctx, w.quiet)
 	defer cancel()
 	st, err = w.c.Watch(some, w.last)
 	if err != nil && some.Err() != nil && w.last != nil {
