@@ -40,7 +40,8 @@ before HANDOFF_SELF_SOCKET.
   alive  it answers, whatever its state
   STATE  starting, standby, serving, parked, releasing, draining or revoked
 
-Exit code 0 is healthy, and every other one is not. It prints one line.`,
+It prints one line. Exit code 0 is healthy, 1 another state; every one but 0 is
+a no to a container engine.`,
 		Example: `  handoffctl check --self-socket /run/app/self.sock
   handoffctl check --self-socket /run/app/self.sock --state standby,ready
   handoffctl --socket /run/app/control.sock check --state alive --timeout 500ms`,
