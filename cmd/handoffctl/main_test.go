@@ -67,6 +67,7 @@ func TestScripts(t *testing.T) {
 				st.Last = &handoff.HandoffStatus{ID: "h", From: 7, To: 8, Outcome: "rolled_back", Reason: "died", Time: ended, Cut: map[string]int{"hijacked": 3}}
 			})
 			env.Setenv("TMPDIR", env.WorkDir)
+			env.Setenv("GORACE", "atexit_sleep_ms=0") // a second for every program otherwise
 			return nil
 		},
 	})
