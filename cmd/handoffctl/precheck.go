@@ -141,9 +141,6 @@ func (u *upgrade) beforeCommit(ctx context.Context, p progress) error {
 	return nil
 }
 
-// envTakeover has CMD stand by, whatever it would do otherwise by default.
-const envTakeover = "HANDOFF_TAKEOVER"
-
 const standbyHint = "start it with --takeover standby: HANDOFF_TAKEOVER=standby did not reach it, or it does not heed that"
 
 // startNext starts the check that is next.

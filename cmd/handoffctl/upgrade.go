@@ -163,7 +163,7 @@ func (u *upgrade) start(path string) error {
 	}
 	env := []string{handoff.EnvSocket + "=" + socket, handoff.EnvRequest + "=" + u.t.request}
 	if len(u.checks.commands) > 0 {
-		env = append(env, envTakeover+"=standby")
+		env = append(env, handoff.EnvTakeover+"=standby")
 	}
 	u.child, err = startChild(path, u.argv, env, u.logPath, u.t.request)
 	if err != nil {
