@@ -4,10 +4,11 @@
 # make test-root runs the tests that need root; a skip is a failure
 # make walk      walks the state machine and its mutations, and prints how far
 # make lint      go vet, staticcheck and gofumpt, in the versions that tools/go.mod pins
+# make man       writes the manual pages in docs/man anew, from the commands' help
 # make deps      what .ci/run needs besides (Debian, as root)
 GO ?= go
 
-.PHONY: build demo test test-root walk lint deps clean
+.PHONY: build demo test test-root walk lint man deps clean
 
 build:
 	$(GO) build -o bin/ ./cmd/server ./cmd/handoffctl
@@ -31,6 +32,9 @@ lint:
 	cd tools && $(GO) build -o ../bin/tools/ mvdan.cc/gofumpt honnef.co/go/tools/cmd/staticcheck
 	test -z "$$(bin/tools/gofumpt -l . | tee /dev/stderr)"
 	bin/tools/staticcheck ./...
+
+man:
+	$(GO) test -count=1 -run '^TestManPages$$' ./cmd/handoffctl -update
 
 # gcc is for the race detector, chromium for the test of the page.
 deps:
