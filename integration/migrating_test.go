@@ -12,8 +12,8 @@ import (
 	"math/big"
 	"net/http"
 	"os"
-	"os/exec"
 	"path/filepath"
+	"regexp"
 	"strings"
 	"syscall"
 	"testing"
@@ -104,26 +104,31 @@ func serve(srv *http.Server) error {
 // The program with two addresses serves both, hands over both, and reads its certificate again on SIGHUP.
 func TestTLSProgramOfMigrating(t *testing.T) {
 	s := newService(t)
-	source := blockOf(t, migratingPage, "<!-- after tls -->", "go")
-	// Two sockets by the same address would be one: the second gets another.
-	source = strings.Replace(source, "127.0.0.1:8443", "localhost:0", 1)
-	source = strings.ReplaceAll(source, "cert.pem", s.path("cert.pem"))
-	source = strings.ReplaceAll(source, "key.pem", s.path("key.pem"))
+	source := s.tlsSource(blockOf(t, migratingPage, "<!-- after tls -->", "go"))
 	s.writeCertificate(1)
 	app := s.program("after", source)
 	old := s.app(app)
-	require.EqualValues(t, 1, s.serialAt("localhost:0"))
+	require.EqualValues(t, 1, s.serialAt(secureWeb))
 	s.writeCertificate(2)
 	s.kill(old, syscall.SIGHUP)
 	s.said(old, "done what the signal asked for")
-	require.EqualValues(t, 2, s.serialAt("localhost:0"))
+	require.EqualValues(t, 2, s.serialAt(secureWeb))
 
 	next := s.app(app)
 	s.exits(old, 0, "handed over")
 	require.Equal(t, fmt.Sprintf("hello from %d by HTTP/1.1\n", next.PID()), get(s.ctx(), "tcp", s.address(web), "/").body)
-	require.Equal(t, fmt.Sprintf("hello from %d by HTTP/2.0\n", next.PID()), s.getTLS(s.address("localhost:0")))
+	require.Equal(t, fmt.Sprintf("hello from %d by HTTP/2.0\n", next.PID()), s.getTLS(s.address(secureWeb)))
 	s.kill(next, syscall.SIGTERM)
 	s.exits(next, 0, "stopped")
+}
+
+// secureWeb is the second listener of the program with two: by the same address they would be one socket.
+const secureWeb = "localhost:0"
+
+// tlsSource is the program with two addresses, for this test's directory.
+func (s *service) tlsSource(source string) string {
+	source = strings.Replace(source, "127.0.0.1:8443", secureWeb, 1)
+	return regexp.MustCompile(`"(\w+\.(pem|key))"`).ReplaceAllString(source, `"`+s.dir+`/$1"`)
 }
 
 // writeCertificate makes cert.pem and key.pem with that serial number.
@@ -172,44 +177,18 @@ func TestStepsOfMigrating(t *testing.T) {
 	s := newService(t)
 	app := s.program("steps", blockOf(t, migratingPage, "<!-- after endless -->", "go"))
 	require.NoError(t, os.Remove(app)) // the steps build it
-	t.Cleanup(func() { s.endProgramsIn(filepath.Dir(app)) })
 	s.socket = filepath.Join(filepath.Dir(app), "run", "control")
 	var script strings.Builder
 	script.WriteString("set -e\n")
 	for _, step := range []string{"socket", "first", "next"} {
 		script.WriteString(blockOf(t, migratingPage, "<!-- steps: "+step+" -->", "sh"))
 	}
-	cmd := exec.Command("/bin/sh", "-c", script.String())
-	cmd.Dir = filepath.Dir(app)
-	cmd.Env = append(os.Environ(), "PATH="+filepath.Dir(programs.Handoffctl)+":"+os.Getenv("PATH"))
-	r, err := proc.Run(s.ctx(), cmd)
-	require.NoError(t, err)
+	r := s.sh(filepath.Dir(app), script.String())
 	require.Zero(t, r.Code, "%s%s", r.Stdout, r.Stderr)
 	require.EqualValues(t, 2, s.status().Serving().Generation, "%s", r.Stdout)
 
 	require.Equal(t, "curl -s http://127.0.0.1:8080/\n", blockOf(t, migratingPage, "<!-- steps: look -->", "sh"))
 	require.Equal(t, fmt.Sprintf("hello from %d\n", s.status().Serving().PID), get(s.ctx(), "tcp", s.address(web), "/").body)
-}
-
-// endProgramsIn ends what this test started from the programs in dir, and waits for it.
-func (s *service) endProgramsIn(dir string) {
-	exes, err := filepath.Glob("/proc/[0-9]*/exe")
-	if err != nil {
-		s.t.Errorf("look for programs left: %v", err)
-	}
-	for _, exe := range exes {
-		target, err := os.Readlink(exe)
-		if err != nil || !strings.HasPrefix(target, dir+"/") {
-			continue
-		}
-		var pid int
-		if _, err := fmt.Sscanf(exe, "/proc/%d/exe", &pid); err != nil {
-			continue
-		}
-		if a, err := proc.Adopt(pid); err == nil {
-			a.End()
-		}
-	}
 }
 
 // The lines for go.mod are those that service.program uses.

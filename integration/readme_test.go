@@ -18,45 +18,6 @@ import (
 // scriptMarker stands above the deploy script in README.md.
 const scriptMarker = "<!-- deploy script -->"
 
-// blockOf is the block of code in a language that follows a marker in one of the project's pages.
-func blockOf(t *testing.T, page, marker, language string) string {
-	t.Helper()
-	root, err := proc.ModuleRoot(t.Context())
-	require.NoError(t, err)
-	text, err := os.ReadFile(filepath.Join(root, page))
-	require.NoError(t, err)
-	_, after, found := strings.Cut(string(text), marker+"\n")
-	require.True(t, found, "%s has no %s", page, marker)
-	block := regexp.MustCompile("(?s)^```" + language + "\n(.*?)```").FindStringSubmatch(after)
-	require.NotNil(t, block, "no block of %s follows %s in %s", language, marker, page)
-	return block[1]
-}
-
-// program builds a program of one of the pages, in a module of its own and in the way that the pages tell, and returns
-// its path. The port is the kernel's choice.
-func (s *service) program(name, source string) string {
-	s.t.Helper()
-	root, err := proc.ModuleRoot(s.ctx())
-	require.NoError(s.t, err)
-	dir := s.path(name)
-	require.NoError(s.t, os.Mkdir(dir, 0o700))
-	anyPort := regexp.MustCompile(`127\.0\.0\.1:8\d\d\d`).ReplaceAllString(source, web)
-	require.NotEqual(s.t, source, anyPort)
-	require.NoError(s.t, os.WriteFile(filepath.Join(dir, "main.go"), []byte(anyPort), 0o600))
-	for _, args := range [][]string{
-		{"mod", "init", "example.org/" + name},
-		{"mod", "edit", "-require=github.com/fdhandoff/handoff@v0.0.0", "-replace=github.com/fdhandoff/handoff=" + root},
-		{"mod", "tidy"},
-		{"build", "-o", "app", "."},
-	} {
-		cmd := exec.CommandContext(s.ctx(), "go", args...)
-		cmd.Dir = dir
-		out, err := cmd.CombinedOutput()
-		require.NoError(s.t, err, "go %v: %s", args, out)
-	}
-	return filepath.Join(dir, "app")
-}
-
 // The deploy script of README.md works as it stands, twice in a row, and no client notices. It finds the programs in
 // its PATH and in bin/ of its directory, and the control socket in HANDOFF_SOCKET.
 func TestDeployScriptOfTheReadme(t *testing.T) {
