@@ -86,3 +86,43 @@ func (s *service) endStrays() {
 		}
 	}
 }
+
+// Every link from one of the pages to a file, or to a heading in one, leads somewhere.
+func TestLinksOfThePages(t *testing.T) {
+	root, err := proc.ModuleRoot(t.Context())
+	require.NoError(t, err)
+	pages, err := filepath.Glob(filepath.Join(root, "docs", "*.md"))
+	require.NoError(t, err)
+	pages = append(pages, filepath.Join(root, "README.md"))
+	link := regexp.MustCompile(`\]\(([^)\s#]*)(#[^)\s]*)?\)`)
+	for _, page := range pages {
+		text, err := os.ReadFile(page)
+		require.NoError(t, err)
+		for _, m := range link.FindAllStringSubmatch(string(text), -1) {
+			if strings.Contains(m[1], "://") {
+				continue
+			}
+			target := page
+			if m[1] != "" {
+				target = filepath.Join(filepath.Dir(page), m[1])
+			}
+			_, err := os.Stat(target)
+			require.NoError(t, err, "%s links to it", page)
+			if m[2] != "" {
+				require.Contains(t, anchors(t, target), m[2], "%s links to %s", page, target)
+			}
+		}
+	}
+}
+
+// anchors are the headings of a page as links name them.
+func anchors(t *testing.T, page string) (all []string) {
+	t.Helper()
+	text, err := os.ReadFile(page)
+	require.NoError(t, err)
+	for _, m := range regexp.MustCompile(`(?m)^#+ (.*)$`).FindAllStringSubmatch(string(text), -1) {
+		name := regexp.MustCompile(`[^\p{L}\p{N} _-]`).ReplaceAllString(strings.ToLower(m[1]), "")
+		all = append(all, "#"+strings.ReplaceAll(name, " ", "-"))
+	}
+	return all
+}
