@@ -2,7 +2,9 @@ package examples
 
 import (
 	"bufio"
+	"errors"
 	"fmt"
+	"io"
 	"net"
 	"slices"
 	"strings"
@@ -27,15 +29,10 @@ func TestTCPLine(t *testing.T) {
 	}
 	for generation := 1; generation <= 3; generation++ {
 		if generation > 1 {
-			silent, err := net.Dial("tcp", addr)
-			require.NoError(t, err)
-			defer silent.Close()
+			silent := s.silentClient(addr)
 			next := s.start(program)
 			s.serves(next)
-			require.NoError(t, silent.SetDeadline(time.Now().Add(patience)))
-			said, err := bufio.NewReader(silent).ReadString('\n')
-			require.NoError(t, err)
-			require.Equal(t, "bye\n", said)
+			require.Equal(t, "bye\n", silent())
 			s.exits(old)
 			old = next
 		}
@@ -47,6 +44,27 @@ func TestTCPLine(t *testing.T) {
 		require.NoError(t, c.stop())
 	}
 	s.stop(old)
+}
+
+// silentClient says one line, so that it is known who talks to it, and then nothing. What it returns is the next line
+// that the server says by itself.
+func (s *service) silentClient(addr string) (next func() string) {
+	s.t.Helper()
+	conn, err := net.Dial("tcp", addr)
+	require.NoError(s.t, err)
+	s.t.Cleanup(func() { conn.Close() })
+	_, err = io.WriteString(conn, "hello\n")
+	require.NoError(s.t, err)
+	in := bufio.NewReader(conn)
+	read := func() string {
+		s.t.Helper()
+		require.NoError(s.t, conn.SetDeadline(time.Now().Add(patience)))
+		said, err := in.ReadString('\n')
+		require.NoError(s.t, err)
+		return said
+	}
+	require.Contains(s.t, read(), "hello")
+	return read
 }
 
 // lineClient sends lines one after the other, and again on a new connection those that a "bye" came before.
@@ -86,7 +104,7 @@ func (c *lineClient) run() error {
 }
 
 // errBye is the server's word that it leaves.
-var errBye = fmt.Errorf("bye")
+var errBye = errors.New("bye")
 
 // talk sends lines from the number next on, and returns the one that was not answered.
 func (c *lineClient) talk(conn net.Conn, next int, tick <-chan time.Time) (int, error) {
