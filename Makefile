@@ -19,6 +19,7 @@ demo: build
 # -count=1: tests that run processes are never answered from the cache.
 test:
 	$(GO) test -race -count=1 ./...
+	cd examples && $(GO) test -race -count=1 ./...
 
 test-root:
 	HANDOFF_TEST_ROOT=1 $(GO) test -race -count=1 -run '^TestRoot' ./...
@@ -26,12 +27,15 @@ test-root:
 walk:
 	$(GO) test -count=1 -v -run 'TestWalk|TestMutations' ./handoff
 
+# gofumpt looks into every directory, so also into examples/, which is a module of its own.
 # The tools are built from tools/, whose versions are apart from the library's.
 lint:
 	$(GO) vet ./...
+	cd examples && $(GO) vet ./...
 	cd tools && $(GO) build -o ../bin/tools/ mvdan.cc/gofumpt honnef.co/go/tools/cmd/staticcheck
 	test -z "$$(bin/tools/gofumpt -l . | tee /dev/stderr)"
 	bin/tools/staticcheck ./...
+	cd examples && ../bin/tools/staticcheck ./...
 
 man:
 	$(GO) test -count=1 -run '^TestManPages$$' ./cmd/handoffctl -update
