@@ -42,7 +42,7 @@ man:
 
 # gcc is for the race detector, chromium for the test of the page.
 deps:
-	apt-get install -y --no-install-recommends gcc libc6-dev make chromium
+	apt-get update -q && apt-get install -y --no-install-recommends gcc libc6-dev make chromium
 
 clean:
 	rm -rf bin
