@@ -125,15 +125,6 @@ func (p *Process) pauseSingletons() {
 	}
 }
 
-func isClosed(c <-chan struct{}) bool {
-	select {
-	case <-c:
-		return true
-	default:
-		return false
-	}
-}
-
 // revokedSingletons says that a revoked successor, which has not confirmed yet,
 // may still run one.
 func (p *Process) revokedSingletons() bool {
