@@ -33,6 +33,9 @@ func TestMain(m *testing.M) {
 	if path := os.Getenv(echoEnv); path != "" {
 		os.Exit(echoDatagrams(path))
 	}
+	if path := os.Getenv(jobEnv); path != "" {
+		os.Exit(runJob(path))
+	}
 	os.Exit(buildAndRun(m))
 }
 
