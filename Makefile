@@ -4,10 +4,11 @@
 # make test-root runs the tests that need root; a skip is a failure
 # make walk      walks the state machine and its mutations, and prints how far
 # make lint      go vet, staticcheck and gofumpt, in the versions that tools/go.mod pins
+# make man       writes the manual pages in docs/man anew, from the commands' help
 # make deps      what .ci/run needs besides (Debian, as root)
 GO ?= go
 
-.PHONY: build demo test test-root walk lint deps clean
+.PHONY: build demo test test-root walk lint man deps clean
 
 build:
 	$(GO) build -o bin/ ./cmd/server ./cmd/handoffctl
@@ -18,6 +19,7 @@ demo: build
 # -count=1: tests that run processes are never answered from the cache.
 test:
 	$(GO) test -race -count=1 ./...
+	cd examples && $(GO) test -race -count=1 ./...
 
 test-root:
 	HANDOFF_TEST_ROOT=1 $(GO) test -race -count=1 -run '^TestRoot' ./...
@@ -25,16 +27,22 @@ test-root:
 walk:
 	$(GO) test -count=1 -v -run 'TestWalk|TestMutations' ./handoff
 
+# gofumpt looks into every directory, so also into examples/, which is a module of its own.
 # The tools are built from tools/, whose versions are apart from the library's.
 lint:
 	$(GO) vet ./...
+	cd examples && $(GO) vet ./...
 	cd tools && $(GO) build -o ../bin/tools/ mvdan.cc/gofumpt honnef.co/go/tools/cmd/staticcheck
 	test -z "$$(bin/tools/gofumpt -l . | tee /dev/stderr)"
 	bin/tools/staticcheck ./...
+	cd examples && ../bin/tools/staticcheck ./...
+
+man:
+	$(GO) test -count=1 -run '^TestManPages$$' ./cmd/handoffctl -update
 
 # gcc is for the race detector, chromium for the test of the page.
 deps:
-	apt-get install -y --no-install-recommends gcc libc6-dev make chromium
+	apt-get update -q && apt-get install -y --no-install-recommends gcc libc6-dev make chromium
 
 clean:
 	rm -rf bin

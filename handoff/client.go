@@ -28,6 +28,12 @@ type Client struct {
 	// AllowUIDs are the users whose process may answer, besides this process's
 	// own user and root; nil means nobody else.
 	AllowUIDs []uint32
+	// Progress, if set, is called by StopAndWait, DrainAndWait and
+	// StopGenerationAndWait while they wait: at each change, and about twice a
+	// second, with the status as the process tells it that they wait for, also
+	// when that one answers the control socket no more. It is called by the
+	// goroutine that waits.
+	Progress func(*Status)
 }
 
 var (
@@ -166,8 +172,7 @@ func (c *Client) StopAndWait(ctx context.Context) (Answer, error) {
 // answering one as Stop does; one that drains, or was revoked, cuts what it has
 // open at once; a successor that does not serve yet is sent away. For a
 // successor in probation, and for a generation that is not known, the answer is
-// a RemoteError with CodeNotNow. It does not wait for the end, which Status
-// shows by listing n no more.
+// a RemoteError with CodeNotNow. It does not wait for the end.
 func (c *Client) StopGeneration(ctx context.Context, n uint64) (Answer, error) {
 	return c.verb(ctx, &frame{Type: msgStop, Generation: n}, false)
 }
@@ -183,35 +188,6 @@ func (c *Client) Drain(ctx context.Context) (Answer, error) {
 // DrainAndWait is Drain, and returns as StopAndWait does.
 func (c *Client) DrainAndWait(ctx context.Context) (Answer, error) {
 	return c.untilItsEnd(ctx, &frame{Type: msgDrain})
-}
-
-// untilItsEnd puts a verb that ends the answering process, and waits for that.
-func (c *Client) untilItsEnd(ctx context.Context, verb *frame) (Answer, error) {
-	op := verb.Type.String()
-	conn, err := dialOperator(ctx, c.Socket, c.AllowUIDs)
-	if err != nil {
-		return Answer{}, c.fail(op, err)
-	}
-	defer conn.Close()
-	f, err := conn.question(ctx, verb, msgOK)
-	if err != nil {
-		return Answer{}, c.fail(op, err)
-	}
-	// The path is free long before a plain stop has drained. The connection
-	// ends when the process does.
-	answer := answerOf(f)
-	for err == nil {
-		var b []byte
-		if b, err = conn.next(ctx); err == nil {
-			if last, bad := decode(b); bad == nil && last.Type == msgBye {
-				answer.Cut = last.Cut
-			}
-		}
-	}
-	if !errors.Is(err, ErrNoAnswer) {
-		return answer, c.fail(op, err)
-	}
-	return answer, nil
 }
 
 // Withdraw takes a request back before it is committed: its successor is sent

@@ -96,6 +96,16 @@ func TestClientAsks(t *testing.T) {
 			reply: `{"type":"ok","generation":1}`, asks: `{"type":"stop"}`, want: Answer{Generation: 1},
 		},
 		{
+			name:  "stop of another generation",
+			call:  func(ctx context.Context, c *Client) (any, error) { return c.StopGeneration(ctx, 3) },
+			reply: `{"type":"ok","generation":3}`, asks: `{"type":"stop","generation":3}`, want: Answer{Generation: 3},
+		},
+		{
+			name:  "drain",
+			call:  func(ctx context.Context, c *Client) (any, error) { return c.Drain(ctx) },
+			reply: `{"type":"ok","generation":1}`, asks: `{"type":"drain"}`, want: Answer{Generation: 1},
+		},
+		{
 			name:  "withdraw",
 			call:  func(ctx context.Context, c *Client) (any, error) { return c.Withdraw(ctx, "id") },
 			reply: `{"type":"ok"}`, asks: `{"type":"withdraw","request":"id"}`, want: Answer{},

@@ -18,24 +18,10 @@ import (
 // scriptMarker stands above the deploy script in README.md.
 const scriptMarker = "<!-- deploy script -->"
 
-// blockOfTheReadme is the block of code in a language that follows a marker in README.md.
-func blockOfTheReadme(t *testing.T, marker, language string) string {
-	t.Helper()
-	root, err := proc.ModuleRoot(t.Context())
-	require.NoError(t, err)
-	readme, err := os.ReadFile(filepath.Join(root, "README.md"))
-	require.NoError(t, err)
-	_, after, found := strings.Cut(string(readme), marker)
-	require.True(t, found, "README.md has no %s", marker)
-	block := regexp.MustCompile("(?s)^\\s*```" + language + "\n(.*?)```").FindStringSubmatch(after)
-	require.NotNil(t, block, "no block of %s follows %s", language, marker)
-	return block[1]
-}
-
 // The deploy script of README.md works as it stands, twice in a row, and no client notices. It finds the programs in
 // its PATH and in bin/ of its directory, and the control socket in HANDOFF_SOCKET.
 func TestDeployScriptOfTheReadme(t *testing.T) {
-	script := blockOfTheReadme(t, scriptMarker, "sh")
+	script := blockOf(t, "README.md", scriptMarker, "sh")
 	require.LessOrEqual(t, len(strings.Split(strings.TrimSpace(script), "\n")), 6, "it is said to have six lines")
 	s := newService(t)
 	dir := s.path("checkout")
@@ -75,28 +61,8 @@ const programMarker = "<!-- go program -->"
 
 // The program of README.md builds in a module of its own as README.md says, and hands over to itself.
 func TestProgramOfTheReadme(t *testing.T) {
-	root, err := proc.ModuleRoot(t.Context())
-	require.NoError(t, err)
-	program := blockOfTheReadme(t, programMarker, "go")
 	s := newService(t)
-	dir := s.path("program")
-	require.NoError(t, os.Mkdir(dir, 0o700))
-	// The port is the kernel's choice here.
-	source := strings.Replace(program, "127.0.0.1:8080", web, 1)
-	require.NotEqual(t, program, source)
-	require.NoError(t, os.WriteFile(filepath.Join(dir, "main.go"), []byte(source), 0o600))
-	for _, args := range [][]string{
-		{"mod", "init", "example.org/app"},
-		{"mod", "edit", "-require=github.com/fdhandoff/handoff@v0.0.0", "-replace=github.com/fdhandoff/handoff=" + root},
-		{"mod", "tidy"},
-		{"build", "-o", "app", "."},
-	} {
-		cmd := exec.Command("go", args...)
-		cmd.Dir = dir
-		out, err := cmd.CombinedOutput()
-		require.NoError(t, err, "go %v: %s", args, out)
-	}
-	app := filepath.Join(dir, "app")
+	app := s.program("program", blockOf(t, "README.md", programMarker, "go"))
 	s.must("upgrade", "--wait=released", "--log", s.newLog("one"), "--", app)
 	s.adopt(s.status().Serving().PID)
 	s.must("upgrade", "--wait=drained", "--log", s.newLog("two"), "--", app)

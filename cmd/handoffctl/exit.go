@@ -6,6 +6,8 @@ import (
 	"fmt"
 	"os"
 
+	"github.com/spf13/cobra"
+
 	"github.com/fdhandoff/handoff/handoff"
 )
 
@@ -22,12 +24,14 @@ const (
 	exitNotFound   = 127
 )
 
-// exitCodes says what each means; the help shows it.
-var exitCodes = []struct {
+type exitCode struct {
 	code        int
 	meaning     string
 	upgradeOnly bool
-}{
+}
+
+// exitCodes says what each means; the help and the man pages show it.
+var exitCodes = []exitCode{
 	{exitDone, "done, or already so", false},
 	{exitRefused, "refused, failed or rolled back: what served before still serves", false},
 	{exitUsage, "wrong usage, or the path is not that of a control socket", false},
@@ -37,6 +41,16 @@ var exitCodes = []struct {
 	{exitCut, "done, but connections were cut at the drain deadline", false},
 	{exitNotRun, "CMD can't be run", true},
 	{exitNotFound, "CMD is not found", true},
+}
+
+// exitCodesOf are those that a command may end with; the program's are all.
+func exitCodesOf(cmd *cobra.Command) (codes []exitCode) {
+	for _, e := range exitCodes {
+		if !e.upgradeOnly || cmd.Name() == "upgrade" || !cmd.HasParent() {
+			codes = append(codes, e)
+		}
+	}
+	return codes
 }
 
 // failure is an error that knows its exit code and what to do about it.

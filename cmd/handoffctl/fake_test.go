@@ -1,6 +1,7 @@
 package main
 
 import (
+	"cmp"
 	"encoding/json"
 	"errors"
 	"fmt"
@@ -40,6 +41,8 @@ type script struct {
 	atEnd      string // its outcome when its link ends; "" removes it as a death does
 	lateCommit bool   // a withdraw comes too late
 	cut        map[string]int
+	drains     []handoff.GenerationStatus // what it tells of itself while it ends
+	hangs      bool                       // it never ends then
 }
 
 type fakeFrame struct {
@@ -47,6 +50,7 @@ type fakeFrame struct {
 	Request string `json:"request"`
 	Mode    string `json:"mode"`
 	PID     int    `json:"pid"`
+	Of      uint64 `json:"generation"`
 	WaitMS  int    `json:"wait_ms"`
 	Offset  int    `json:"offset"`
 	After   *struct {
@@ -165,10 +169,45 @@ func (f *fake) serve(c *net.UnixConn) {
 		if _, err := c.Write(reply); err != nil {
 			return
 		}
-		if q.Type == "stop" {
-			return // the process ends, and its connections with it
+		if ends(answer) {
+			f.end(c) // the process ends, and its connections with it
+			return
 		}
 	}
+}
+
+// ends says that answer is the one after which the process ends.
+func ends(answer any) bool {
+	ok, _ := answer.(map[string]any)
+	return ok["type"] == "ok" && ok["ends"] != nil
+}
+
+// end tells c of each step of its end, one for each question, and then what was cut.
+func (f *fake) end(c *net.UnixConn) {
+	b := make([]byte, 64<<10)
+	for _, g := range f.script.drains {
+		if _, err := c.Read(b); err != nil {
+			return
+		}
+		f.mu.Lock()
+		f.st.Revision++
+		f.st.Generations = []handoff.GenerationStatus{g}
+		reply, err := json.Marshal(map[string]any{"type": "status", "status": f.st})
+		f.mu.Unlock()
+		if err != nil {
+			return
+		}
+		if _, err := c.Write(reply); err != nil {
+			return
+		}
+	}
+	for f.script.hangs {
+		if _, err := c.Read(b); err != nil {
+			return
+		}
+	}
+	bye, _ := json.Marshal(map[string]any{"type": "bye", "cut": f.script.cut})
+	_, _ = c.Write(bye)
 }
 
 func no(code, text, hint string) map[string]any {
@@ -177,7 +216,11 @@ func no(code, text, hint string) map[string]any {
 
 func (f *fake) answer(q fakeFrame) any {
 	if q.Type != "status" && q.Type != "list_sockets" {
-		f.verbs = append(f.verbs, q.Type+" "+q.Request)
+		verb := q.Type + " " + q.Request
+		if q.Of != 0 {
+			verb += fmt.Sprint(q.Of)
+		}
+		f.verbs = append(f.verbs, verb)
 	}
 	switch q.Type {
 	case "status":
@@ -199,9 +242,8 @@ func (f *fake) answer(q fakeFrame) any {
 			}
 		}
 		return no("not_now", "nothing can be taken back", "")
-	case "stop":
-		f.ln.Close()
-		return map[string]any{"type": "ok", "generation": f.st.Generation}
+	case "stop", "drain":
+		return f.stop(q)
 	case "test_hello":
 		if refused := f.hello(q); refused != nil {
 			return refused
@@ -209,6 +251,27 @@ func (f *fake) answer(q fakeFrame) any {
 		return map[string]any{"type": "welcome"}
 	}
 	return no("unknown_type", "unknown type", "")
+}
+
+// stop ends the fake, or has another generation end.
+func (f *fake) stop(q fakeFrame) any {
+	own := q.Of == 0 || q.Of == f.st.Generation
+	for i, g := range f.st.Generations {
+		switch {
+		case g.State == "parked" && (own || g.Generation != q.Of):
+			return no("not_now", fmt.Sprintf("generation %d serves in probation", g.Generation+1), "handoffctl rollback takes back")
+		case !own && g.Generation == q.Of:
+			if !f.script.hangs {
+				f.change(func(st *handoff.Status) {
+					st.Generations = append(st.Generations[:i:i], st.Generations[i+1:]...)
+					st.Last = &handoff.HandoffStatus{From: q.Of, To: q.Of + 1, Outcome: "released", Cut: f.script.cut}
+				})
+			}
+			return map[string]any{"type": "ok", "generation": q.Of}
+		}
+	}
+	f.ln.Close()
+	return map[string]any{"type": "ok", "generation": f.st.Generation, "ends": true}
 }
 
 // await holds a long poll back.
@@ -368,7 +431,8 @@ func (f *fake) withdraw(request string) any {
 }
 
 // fakeServer is CMD in the tests: it takes over from the fake at HANDOFF_SOCKET
-// or, where nobody is, becomes one. Arguments: the mode, and what to do after
+// or, where nobody is, becomes one. Arguments: the mode, of which HANDOFF_TAKEOVER
+// overrides auto but not always-auto, and what to do after
 // it was welcomed: "stay" or "die" (exit 3).
 func fakeServer() {
 	socket, request := os.Getenv("HANDOFF_SOCKET"), os.Getenv("HANDOFF_REQUEST")
@@ -376,6 +440,10 @@ func fakeServer() {
 	_, inherited := syscall.Dup(9)
 	sid, _, _ := syscall.Syscall(syscall.SYS_GETSID, 0, 0, 0)
 	fmt.Printf("stdin=%s leader=%t nine=%v request=%s\n", stdin, int(sid) == os.Getpid(), inherited, request)
+	mode := os.Args[1]
+	if mode == "auto" {
+		mode = cmp.Or(os.Getenv("HANDOFF_TAKEOVER"), mode)
+	}
 	c, err := net.DialUnix("unixpacket", nil, &net.UnixAddr{Name: socket, Net: "unixpacket"})
 	if errors.Is(err, os.ErrNotExist) || errors.Is(err, syscall.ECONNREFUSED) {
 		first := handoff.GenerationStatus{Generation: 1, State: "serving", PID: os.Getpid(), Request: request}
@@ -393,7 +461,7 @@ func fakeServer() {
 		fmt.Println(err)
 		os.Exit(1)
 	}
-	hello, _ := json.Marshal(map[string]any{"type": "test_hello", "request": request, "mode": os.Args[1], "pid": os.Getpid()})
+	hello, _ := json.Marshal(map[string]any{"type": "test_hello", "request": request, "mode": strings.TrimPrefix(mode, "always-"), "pid": os.Getpid()})
 	if _, err := c.Write(hello); err != nil {
 		os.Exit(1)
 	}

@@ -42,12 +42,16 @@ func (f *follower) next(ctx context.Context) (*handoff.Status, error) {
 			f.last = nil
 			return nil, nil
 		}
-		pause := time.NewTimer(nobodyPause)
-		select {
-		case <-ctx.Done():
-		case <-pause.C:
-		}
-		pause.Stop()
+		pause(ctx, nobodyPause)
+	}
+}
+
+func pause(ctx context.Context, d time.Duration) {
+	t := time.NewTimer(d)
+	defer t.Stop()
+	select {
+	case <-ctx.Done():
+	case <-t.C:
 	}
 }
 

@@ -58,14 +58,16 @@ func TestScripts(t *testing.T) {
 			})
 			f.update(func(st *handoff.Status) {
 				ended := time.Now().Add(-3*time.Hour - 10*time.Minute)
+				st.Generation, st.PID = 8, 12
 				st.Generations = []handoff.GenerationStatus{
-					{Generation: 7, State: "draining", PID: 11, Label: "v\x1b[31m1", Sockets: 2, AgeSeconds: 7500, Open: map[string]int{"idle": 5, "active": 2, "h2": 0}, LeftSeconds: 28},
-					{Generation: 8, State: "serving", PID: 12, Label: "v2", Sockets: 3, AgeSeconds: 3.21, Unclaimed: []string{"old"}},
+					{Generation: 7, State: "draining", PID: 11, Label: "v\x1b[31m1", Sockets: 2, AgeSeconds: 7500, Answered: 9000, Holds: map[string]int{"import": 1, "mail": 2}, Open: map[string]int{"idle": 5, "active": 2, "h2": 0}, LeftSeconds: 28},
+					{Generation: 8, State: "serving", PID: 12, Label: "v2", Sockets: 3, Stopping: true, AgeSeconds: 3.21, Unclaimed: []string{"old"}},
 					{Generation: 9, State: "standby", Takeover: "spare"},
 				}
 				st.Last = &handoff.HandoffStatus{ID: "h", From: 7, To: 8, Outcome: "rolled_back", Reason: "died", Time: ended, Cut: map[string]int{"hijacked": 3}}
 			})
 			env.Setenv("TMPDIR", env.WorkDir)
+			env.Setenv("GORACE", "atexit_sleep_ms=0") // a second for every program otherwise
 			return nil
 		},
 	})
@@ -106,6 +108,11 @@ func TestCompletion(t *testing.T) {
 		{name: "states", line: []string{"wait", "--for", ""}, want: "standby\nserving\ncommitted\nreleased\ndrained\n:4\n"},
 		{name: "outcomes", line: []string{"handover", "--wait", ""}, want: "accepted\ncommitted\nreleased\ndrained\n:4\n"},
 		{name: "outcomes of upgrade", line: []string{"upgrade", "--wait", ""}, want: "standby\ncommitted\nreleased\ndrained\n:4\n"},
+		{name: "what a drain is waited for", line: []string{"drain", "--wait", ""}, want: "accepted\ndrained\n:4\n"},
+		{name: "states to check", line: []string{"check", "--state", ""}, want: "ready\nalive\nstarting\nstandby\n"},
+		{name: "another state to check", line: []string{"check", "--state", "standby,"}, want: "standby,ready\nstandby,alive\n"},
+		{name: "files of check", line: []string{"check", "--self-socket", ""}, want: ":0\n"},
+		{name: "commands to check with", line: []string{"upgrade", "--precheck", ""}, want: ":0\n"},
 		{name: "shells", line: []string{"completion", "z"}, want: "zsh\n"},
 		{name: "files", line: []string{"status", "--socket", ""}, want: ":0\n"},
 	}

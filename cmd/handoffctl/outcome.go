@@ -207,7 +207,11 @@ func whoServes(st *handoff.Status) string {
 	}
 	var parts []string
 	for _, g := range inState(st, isState("serving")) {
-		parts = append(parts, name(g)+" serves")
+		if g.Stopping {
+			parts = append(parts, name(g)+" serves, but is about to stop")
+		} else {
+			parts = append(parts, name(g)+" serves")
+		}
 	}
 	if len(parts) == 0 {
 		parts = append(parts, "no generation serves")

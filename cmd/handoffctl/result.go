@@ -20,8 +20,9 @@ type result struct {
 	Request    string         `json:"request,omitempty"`
 	Generation uint64         `json:"generation,omitempty"`
 	Reason     string         `json:"reason,omitempty"`
-	PID        int            `json:"pid,omitempty"` // of CMD
-	Log        string         `json:"log,omitempty"` // what CMD writes
+	PID        int            `json:"pid,omitempty"`      // of CMD
+	Log        string         `json:"log,omitempty"`      // what CMD writes
+	Precheck   string         `json:"precheck,omitempty"` // the one that CMD did not pass
 	Cut        map[string]int `json:"cut,omitempty"`
 	Seconds    float64        `json:"seconds"`
 	// Generations are those that live at the end.

@@ -62,7 +62,7 @@ func newRoot(a *app) *cobra.Command {
 	root.SetHelpTemplate(usageTemplate)
 	root.AddCommand(
 		newStatus(a), newSockets(a), newUpgrade(a), newHandover(a), newRollback(a),
-		newWait(a), newStop(a), newVersion(a), newCompletion(a),
+		newWait(a), newStop(a), newDrain(a), newCheck(a), newVersion(a), newCompletion(a),
 	)
 	root.SetHelpCommand(newHelp(root))
 	return root
@@ -90,10 +90,8 @@ Exit codes:
 
 func helpExitCodes(cmd *cobra.Command) string {
 	var b strings.Builder
-	for _, e := range exitCodes {
-		if !e.upgradeOnly || cmd.Name() == "upgrade" || !cmd.HasParent() {
-			fmt.Fprintf(&b, "  %3d  %s\n", e.code, e.meaning)
-		}
+	for _, e := range exitCodesOf(cmd) {
+		fmt.Fprintf(&b, "  %3d  %s\n", e.code, e.meaning)
 	}
 	return b.String()
 }
@@ -170,7 +168,7 @@ func (a *app) client(cmd *cobra.Command) (*handoff.Client, error) {
 
 // timeoutFlag adds --timeout to a command.
 func (a *app) timeoutFlag(cmd *cobra.Command, d time.Duration) {
-	cmd.Flags().DurationVar(&a.timeout, "timeout", d, "how long to wait at most, as in `1m30s`; 0 waits for ever")
+	cmd.Flags().DurationVar(&a.timeout, "timeout", d, "`DURATION` to wait at most, as in 1m30s; 0 waits for ever")
 }
 
 // choice is a flag that takes one of a few words.

@@ -12,28 +12,41 @@ import (
 )
 
 func newStatus(a *app) *cobra.Command {
+	watch := false
 	cmd := &cobra.Command{
 		Use:   "status",
 		Short: "Show every living generation, oldest first, and how the last handoff ended",
+		Long: `With --watch it prints one line for each change, with --json one object, until
+it is interrupted, or as long as --timeout says. It goes on through handoffs,
+and while nobody answers.`,
 		Example: `  handoffctl status
-  handoffctl --socket /run/app/control.sock status
+  handoffctl status --watch --timeout 10m
   handoffctl status --json | jq '.generations[] | select(.state == "serving").pid'`,
 		Args: noArgs,
 		RunE: func(cmd *cobra.Command, _ []string) error {
-			return a.ask(cmd, func(ctx context.Context, c *handoff.Client) error {
-				st, err := c.Status(ctx)
-				if err != nil {
-					return err
+			if watch {
+				if !cmd.Flags().Changed("timeout") {
+					a.timeout = 0
 				}
-				if a.json {
-					return a.printJSON(st)
-				}
-				return a.printStatus(st)
-			})
+				return a.ask(cmd, a.watch)
+			}
+			return a.ask(cmd, a.status)
 		},
 	}
+	cmd.Flags().BoolVar(&watch, "watch", false, "print each change, until interrupted")
 	a.timeoutFlag(cmd, answerTimeout)
 	return cmd
+}
+
+func (a *app) status(ctx context.Context, c *handoff.Client) error {
+	st, err := c.Status(ctx)
+	if err != nil {
+		return err
+	}
+	if a.json {
+		return a.printJSON(st)
+	}
+	return a.printStatus(st)
 }
 
 // ask runs f within --timeout.
@@ -63,11 +76,11 @@ func (a *app) bounded(cmd *cobra.Command) (context.Context, context.CancelFunc, 
 }
 
 func (a *app) printStatus(st *handoff.Status) error {
-	rows := [][]string{{"GENERATION", "STATE", "PID", "AGE", "LABEL", "SOCKETS", "OPEN", "LEFT"}}
+	rows := [][]string{{"GENERATION", "STATE", "PID", "AGE", "LABEL", "SOCKETS", "ANSWERED", "OPEN", "HOLDS", "LEFT"}}
 	for _, g := range st.Generations {
 		rows = append(rows, []string{
 			strconv.FormatUint(g.Generation, 10), stateWord(g), positive(g.PID), age(g.AgeSeconds), g.Label,
-			strconv.Itoa(g.Sockets), counts(g.Open), timeLeft(g.LeftSeconds),
+			strconv.Itoa(g.Sockets), strconv.FormatUint(g.Answered, 10), counts(g.Open), counts(g.Holds), timeLeft(g.LeftSeconds),
 		})
 	}
 	if err := a.printTable(rows); err != nil {
@@ -84,10 +97,14 @@ func (a *app) printStatus(st *handoff.Status) error {
 	return a.println(plain("last handoff: " + lastHandoff(st)))
 }
 
-// stateWord adds what a waiting generation waits for.
+// stateWord adds what a waiting generation waits for, and that one which serves
+// is about to stop.
 func stateWord(g handoff.GenerationStatus) string {
-	if isSpare(g) {
+	switch {
+	case isSpare(g):
 		return g.State + " (spare)"
+	case g.Stopping:
+		return g.State + " (stopping)"
 	}
 	return g.State
 }

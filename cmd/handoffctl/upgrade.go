@@ -1,7 +1,6 @@
 package main
 
 import (
-	"cmp"
 	"context"
 	"crypto/rand"
 	"errors"
@@ -33,10 +32,16 @@ Where nobody serves yet, CMD becomes the first generation.
 Before the commit, a failure or --timeout ends the attempt: the request is
 withdrawn and CMD is ended (exit 1). After it, --timeout ends only the waiting
 (exit 4), as an interrupt always does. Repeating a --request-id never starts CMD
-twice: it waits for that request, or says how it ended.`,
+twice: it waits for that request, or says how it ended.
+
+Each --precheck is a shell command that is run while CMD stands by, with
+HANDOFF_SOCKET, HANDOFF_REQUEST and HANDOFF_GENERATION (CMD's number) set. CMD
+gets HANDOFF_TAKEOVER=standby to that end. The first that fails, --timeout or an
+interrupt ends the attempt: nothing has changed then (exit 1). Where nobody
+serves yet none is run. Once committed a repeated --request-id runs none again.`,
 		Example: `  handoffctl upgrade -- ./app-v2 --config app.toml
-  handoffctl upgrade --wait=drained --timeout 5m --log /var/log/app.log -- ./app-v2
-  handoffctl upgrade --request-id deploy-42 -- systemctl start app@v2`,
+  handoffctl upgrade --precheck 'curl -fsS http://127.0.0.1:8081/' -- ./app-v2 --preview 127.0.0.1:8081
+  handoffctl upgrade --request-id deploy-42 --wait=drained --timeout 5m -- systemctl start app@v2`,
 		Args: func(cmd *cobra.Command, args []string) error {
 			switch {
 			case len(args) == 0:
@@ -50,12 +55,16 @@ twice: it waits for that request, or says how it ended.`,
 			if err := checkRequest(cmd, u.t.request); err != nil {
 				return err
 			}
+			if err := u.checks.needShell(); err != nil {
+				return err
+			}
 			u.argv, u.wait = args, wait.value
 			return a.ask(cmd, u.run)
 		},
 	}
 	choiceFlag(cmd, wait, "wait", "what to wait `FOR`")
 	requestFlag(cmd, &u.t.request)
+	cmd.Flags().StringArrayVar(&u.checks.commands, "precheck", nil, "shell `COMMAND` that CMD must pass before it is committed; repeatable, run in order")
 	cmd.Flags().StringVar(&u.logPath, "log", "", "`FILE` to which the output of CMD is appended (default a temporary one)")
 	a.timeoutFlag(cmd, waitTimeout)
 	return cmd
@@ -78,6 +87,8 @@ type upgrade struct {
 	wait    string
 	logPath string
 	argv    []string
+	checks  prechecks
+	final   bool   // the failure is: there is nothing to withdraw or to end
 	child   *child // nil if CMD was not started by this run
 	unlock  func() // lets other runs with the same request id look
 }
@@ -93,7 +104,7 @@ func (u *upgrade) run(ctx context.Context, c *handoff.Client) error {
 	u.f, u.r = &follower{c: c}, u.a.newResult("upgrade", c)
 	u.r.Request = u.t.request
 	err = u.upgrade(ctx, path)
-	if err != nil && u.child != nil && !errors.Is(ctx.Err(), context.Canceled) && explain(err).code != exitCut {
+	if err != nil && u.child != nil && u.r.Precheck == "" && !errors.Is(ctx.Err(), context.Canceled) && explain(err).code != exitCut {
 		u.a.showTail(u.child)
 	}
 	return u.a.finish(u.r, u.f.last, err)
@@ -110,12 +121,13 @@ func (u *upgrade) upgrade(ctx context.Context, path string) error {
 	if err != nil {
 		return err
 	}
+	u.checks.over = known.rank() >= ranks[handoff.OutcomeCommitted] // an earlier run saw to them
 	switch {
 	case known.failed():
 		f := explain(ended(u.r, known, u.f.last))
 		f.hint = "CMD was not started: another --request-id makes a new attempt"
 		return f
-	case known.outcome != "" && known.reached(u.wait):
+	case known.outcome != "" && known.reached(u.wait) && !u.unchecked():
 		u.r.Outcome, u.r.Generation = known.outcome, known.generation
 		err := succeeded(u.r, u.f.last, u.wait)
 		u.r.Text = fmt.Sprintf("request %s is finished, CMD was not started: %s", u.t.request, u.r.Text)
@@ -149,7 +161,10 @@ func (u *upgrade) start(path string) error {
 	if err != nil {
 		return err
 	}
-	env := []string{"HANDOFF_SOCKET=" + socket, "HANDOFF_REQUEST=" + u.t.request}
+	env := []string{handoff.EnvSocket + "=" + socket, handoff.EnvRequest + "=" + u.t.request}
+	if len(u.checks.commands) > 0 {
+		env = append(env, handoff.EnvTakeover+"=standby")
+	}
 	u.child, err = startChild(path, u.argv, env, u.logPath, u.t.request)
 	if err != nil {
 		return err
@@ -191,6 +206,15 @@ func (u *upgrade) follow(ctx context.Context) error {
 				stop()
 				return u.conclude(ctx, err)
 			}
+		case <-u.checks.done():
+			err, done := u.checked(), false
+			if err == nil {
+				done, err = u.see(ctx, update{st: u.f.last})
+			}
+			if done || err != nil {
+				stop()
+				return u.conclude(ctx, err)
+			}
 		case <-exited:
 			if exited = nil; u.child.err == nil {
 				continue // it started the server elsewhere
@@ -199,8 +223,13 @@ func (u *upgrade) follow(ctx context.Context) error {
 			return u.giveUp(ctx, &failure{text: fmt.Sprintf("CMD ended: %v", u.child.err)}, true)
 		case <-ctx.Done():
 			stop()
+			checking := u.endCheck()
 			if !errors.Is(ctx.Err(), context.DeadlineExceeded) {
 				return u.interrupted(ctx)
+			}
+			if checking {
+				text := fmt.Sprintf("time ran out after %v, %s still ran", u.a.timeout, u.checks.label())
+				return u.giveUp(ctx, u.atCheck(&failure{text: text}), false)
 			}
 			text := fmt.Sprintf("time ran out after %v, not %s yet", u.a.timeout, u.wait)
 			if u.r.Outcome == "" {
@@ -251,13 +280,19 @@ func (u *upgrade) see(ctx context.Context, up update) (done bool, err error) {
 	}
 	u.f.seen = true
 	p := u.t.in(up.st)
-	if p.outcome != "" {
-		u.unlock()
+	if p.outcome != "" && !u.unchecked() {
+		u.unlock() // another run would check too
 	}
 	u.r.Outcome, u.r.Generation, u.r.Reason = p.outcome, p.generation, p.reason
-	switch {
-	case p.failed():
+	if p.failed() {
 		return false, ended(u.r, p, up.st)
+	}
+	if u.unchecked() {
+		if err := u.beforeCommit(ctx, p); err != nil || u.unchecked() {
+			return false, err
+		}
+	}
+	switch {
 	case p.reached(u.wait):
 		return true, nil
 	case p.outcome == handoff.OutcomeStandby && p.successor != nil && p.successor.Takeover != "auto":
@@ -269,10 +304,7 @@ func (u *upgrade) see(ctx context.Context, up update) (done bool, err error) {
 // commit tells the incumbent to hand over to the standby that CMD started.
 func (u *upgrade) commit(ctx context.Context, g handoff.GenerationStatus) error {
 	if isSpare(g) {
-		return &failure{
-			code: exitRefused, text: "CMD started a spare, which serves only after the incumbent's death",
-			hint: "start it as auto or standby, or use --wait=standby",
-		}
+		return startedSpare()
 	}
 	_, err := u.f.c.Handover(ctx, u.t.request)
 	var no *handoff.RemoteError
@@ -285,10 +317,21 @@ func (u *upgrade) commit(ctx context.Context, g handoff.GenerationStatus) error 
 	return err
 }
 
+func startedSpare() error {
+	return &failure{
+		code: exitRefused, text: "CMD started a spare, which serves only after the incumbent's death",
+		hint: "start it as auto or standby, or use --wait=standby",
+	}
+}
+
 // conclude ends a wait that was decided by a status, or by an error.
 func (u *upgrade) conclude(ctx context.Context, err error) error {
+	u.endCheck()
 	if err == nil {
 		return succeeded(u.r, u.f.last, u.wait)
+	}
+	if u.final {
+		return err
 	}
 	switch u.r.Outcome {
 	case handoff.OutcomeRolledBack:
@@ -299,148 +342,6 @@ func (u *upgrade) conclude(ctx context.Context, err error) error {
 		return u.endChild(explain(err))
 	}
 	return u.giveUp(ctx, explain(err), false)
-}
-
-// giveUp ends the attempt if it can be ended. The exit code follows from the
-// state that is found then.
-func (u *upgrade) giveUp(ctx context.Context, why *failure, commandFailed bool) error {
-	if done, err := u.decided(ctx, why.text, commandFailed); done {
-		return err
-	}
-	err := u.withdraw(ctx)
-	var no *handoff.RemoteError
-	refused := errors.As(err, &no)
-	switch {
-	case err == nil:
-		f := &failure{code: exitRefused, text: why.text + "; the request is withdrawn", hint: cmp.Or(why.hint, u.blocked())}
-		u.r.Outcome = handoff.OutcomeWithdrawn
-		return u.endChild(u.serving(ctx, f))
-	case !refused && !errors.Is(err, handoff.ErrNobody):
-		f := &failure{code: exitUnknown, text: fmt.Sprintf("%s; the request could not be withdrawn: %s", why.text, explain(err).text), err: err}
-		return u.leftRunning(f, "it may serve")
-	}
-	if done, err := u.decided(ctx, why.text, commandFailed); done {
-		return err // it was committed in the meantime
-	}
-	// There is no incumbent that could refuse CMD: it is certain not to come only
-	// once it has ended.
-	f := &failure{code: exitRefused, text: why.text, hint: why.hint}
-	if u.child == nil || !u.child.running() && u.child.err == nil {
-		f.code, f.hint = exitUnknown, "what CMD started elsewhere may still come"
-	}
-	f = u.endChild(f)
-	return u.serving(ctx, f)
-}
-
-// decided looks whether the request got to where it can't be withdrawn.
-func (u *upgrade) decided(ctx context.Context, why string, commandFailed bool) (bool, error) {
-	st := u.f.look(ctx)
-	if st == nil {
-		// Who committed and is silent now may serve.
-		if ranks[u.r.Outcome] < ranks[handoff.OutcomeCommitted] || commandFailed {
-			return false, nil
-		}
-		return true, u.leftRunning(&failure{code: exitUnknown, text: why + "; " + u.f.who()}, "it may serve")
-	}
-	if p := u.t.in(st); commandFailed && p.rank() >= ranks[handoff.OutcomeCommitted] && !p.reached(u.wait) {
-		st = u.settle(ctx)
-	}
-	if st == nil {
-		return false, nil
-	}
-	p := u.t.in(st)
-	if p.outcome != "" {
-		u.r.Outcome, u.r.Generation, u.r.Reason = p.outcome, p.generation, p.reason
-	}
-	switch {
-	case p.failed():
-		f := explain(ended(u.r, p, st))
-		f.text = why + "; " + f.text
-		return true, u.conclude(ctx, f)
-	case p.reached(u.wait):
-		return true, succeeded(u.r, st, u.wait)
-	case p.rank() >= ranks[handoff.OutcomeCommitted]:
-		return true, &failure{
-			code: exitUnknown, text: fmt.Sprintf("%s, but %s: %s", why, p.outcome, whoServes(st)),
-			hint: "it goes on; handoffctl rollback takes back until it is released",
-		}
-	}
-	return false, nil
-}
-
-// settle watches a committed request whose command failed until it is decided.
-func (u *upgrade) settle(ctx context.Context) *handoff.Status {
-	ctx, cancel := context.WithTimeout(context.WithoutCancel(ctx), settleTime)
-	defer cancel()
-	_ = u.f.until(ctx, func(st *handoff.Status) (bool, error) {
-		if st == nil {
-			return false, nil
-		}
-		p := u.t.in(st)
-		return p.failed() || p.reached(u.wait), nil
-	})
-	return u.f.last
-}
-
-func (u *upgrade) withdraw(ctx context.Context) error {
-	ctx, cancel := context.WithTimeout(context.WithoutCancel(ctx), withdrawTime)
-	defer cancel()
-	_, err := u.f.c.Withdraw(ctx, u.t.request)
-	return err
-}
-
-// serving adds who serves after all of it.
-func (u *upgrade) serving(ctx context.Context, f *failure) *failure {
-	u.f.look(ctx)
-	f.text += "; " + u.f.who()
-	return f
-}
-
-// blocked is the remedy where another standby was in the way of CMD.
-func (u *upgrade) blocked() string {
-	if u.f.last == nil {
-		return ""
-	}
-	for _, g := range u.f.last.Generations {
-		if g.State == "standby" && !isSpare(g) && g.Request != u.t.request {
-			return fmt.Sprintf("%s waits as a standby, and only one successor is let in: hand over to it, or end it", name(g))
-		}
-	}
-	return ""
-}
-
-// endChild ends a CMD that came to nothing: never one that has clients.
-func (u *upgrade) endChild(f *failure) *failure {
-	if u.child != nil && u.serves(u.f.look(context.Background())) {
-		return u.leftRunning(f, "it has clients")
-	}
-	if u.child != nil && u.child.end(endTime) {
-		f.text += fmt.Sprintf("; CMD (pid %d) was ended", u.child.pid)
-	}
-	return f
-}
-
-// serves says whether CMD, or what came with its request, accepts or drains.
-func (u *upgrade) serves(st *handoff.Status) bool {
-	return st != nil && len(inState(st, func(g handoff.GenerationStatus) bool {
-		return (g.PID == u.child.pid || g.Request == u.t.request) && g.State != "starting" && g.State != "standby"
-	})) > 0
-}
-
-func (u *upgrade) leftRunning(f *failure, why string) *failure {
-	if u.child != nil && u.child.running() {
-		f.text += fmt.Sprintf("; CMD (pid %d) still runs: %s", u.child.pid, why)
-	}
-	return f
-}
-
-// interrupted: a signal ends the waiting, and nothing else.
-func (u *upgrade) interrupted(ctx context.Context) error {
-	u.f.look(ctx)
-	f := u.f.stopped(ctx, u.a.timeout, "not "+u.wait+" yet")
-	f.text = fmt.Sprintf("%s; request %s goes on", f.text, u.t.request)
-	f.hint = "the same command with --request-id " + u.t.request + " waits for it again"
-	return u.leftRunning(f, "it is on its own")
 }
 
 // showTail prints the end of what CMD wrote.

@@ -94,13 +94,6 @@ func TestRollback(t *testing.T) {
 	require.Equal(t, outcome{code: exitRefused, stderr: "handoffctl: error: nothing can be taken back\n"}, ctl(t.Context(), "--socket", path, "rollback"))
 }
 
-func TestStop(t *testing.T) {
-	leak.Check(t)
-	_, path := newFake(t, script{})
-	require.Equal(t, outcome{stdout: "generation 1 is gone: nobody answers at the socket now\n"}, ctl(t.Context(), "--socket", path, "stop"))
-	require.Equal(t, exitNobody, ctl(t.Context(), "--socket", path, "stop").code)
-}
-
 func TestNotAllowed(t *testing.T) {
 	leak.Check(t)
 	_, path := newFake(t, script{})

@@ -1,0 +1,174 @@
+package main
+
+import (
+	"cmp"
+	"context"
+	"errors"
+	"fmt"
+
+	"github.com/fdhandoff/handoff/handoff"
+)
+
+// How an upgrade ends that comes to nothing.
+
+// giveUp ends the attempt if it can be ended. The exit code follows from the
+// state that is found then.
+func (u *upgrade) giveUp(ctx context.Context, why *failure, commandFailed bool) error {
+	u.endCheck()
+	if done, err := u.decided(ctx, why.text, commandFailed); done {
+		return err
+	}
+	err := u.withdraw(ctx)
+	var no *handoff.RemoteError
+	refused := errors.As(err, &no)
+	switch {
+	case err == nil:
+		f := &failure{code: exitRefused, text: why.text + "; the request is withdrawn", hint: cmp.Or(why.hint, u.blocked())}
+		u.r.Outcome = handoff.OutcomeWithdrawn
+		return u.endChild(u.serving(ctx, f))
+	case !refused && !errors.Is(err, handoff.ErrNobody):
+		f := &failure{code: exitUnknown, text: fmt.Sprintf("%s; the request could not be withdrawn: %s", why.text, explain(err).text), err: err}
+		return u.leftRunning(f, "it may serve")
+	}
+	if done, err := u.decided(ctx, why.text, commandFailed); done {
+		return err // it was committed in the meantime
+	}
+	// There is no incumbent that could refuse CMD: it is certain not to come only
+	// once it has ended.
+	f := &failure{code: exitRefused, text: why.text, hint: why.hint}
+	if u.child == nil || !u.child.running() && u.child.err == nil {
+		f.code, f.hint = exitUnknown, "what CMD started elsewhere may still come"
+	}
+	f = u.endChild(f)
+	return u.serving(ctx, f)
+}
+
+// decided looks whether the request got to where it can't be withdrawn.
+func (u *upgrade) decided(ctx context.Context, why string, commandFailed bool) (bool, error) {
+	st := u.f.look(ctx)
+	if st == nil {
+		// Who committed and is silent now may serve.
+		if ranks[u.r.Outcome] < ranks[handoff.OutcomeCommitted] || commandFailed {
+			return false, nil
+		}
+		return true, u.leftRunning(&failure{code: exitUnknown, text: why + "; " + u.f.who()}, "it may serve")
+	}
+	if p := u.t.in(st); commandFailed && p.rank() >= ranks[handoff.OutcomeCommitted] && !p.reached(u.wait) {
+		st = u.settle(ctx)
+	}
+	if st == nil {
+		return false, nil
+	}
+	p := u.t.in(st)
+	if p.outcome != "" {
+		u.r.Outcome, u.r.Generation, u.r.Reason = p.outcome, p.generation, p.reason
+	}
+	switch {
+	case p.failed():
+		f := explain(ended(u.r, p, st))
+		f.text = why + "; " + f.text
+		return true, u.conclude(ctx, f)
+	case u.unchecked() && p.rank() >= ranks[handoff.OutcomeCommitted]:
+		f := u.tooEarly(ctx, p)
+		f.text = why + "; " + f.text
+		return true, f
+	case p.reached(u.wait) && !u.unchecked():
+		return true, succeeded(u.r, st, u.wait)
+	case p.rank() >= ranks[handoff.OutcomeCommitted]:
+		return true, &failure{
+			code: exitUnknown, text: fmt.Sprintf("%s, but %s: %s", why, p.outcome, whoServes(st)),
+			hint: "it goes on; handoffctl rollback takes back until it is released",
+		}
+	}
+	return false, nil
+}
+
+// settle watches a committed request whose command failed until it is decided.
+func (u *upgrade) settle(ctx context.Context) *handoff.Status {
+	ctx, cancel := context.WithTimeout(context.WithoutCancel(ctx), settleTime)
+	defer cancel()
+	_ = u.f.until(ctx, func(st *handoff.Status) (bool, error) {
+		if st == nil {
+			return false, nil
+		}
+		p := u.t.in(st)
+		return p.failed() || p.reached(u.wait), nil
+	})
+	return u.f.last
+}
+
+func (u *upgrade) withdraw(ctx context.Context) error {
+	ctx, cancel := context.WithTimeout(context.WithoutCancel(ctx), withdrawTime)
+	defer cancel()
+	_, err := u.f.c.Withdraw(ctx, u.t.request)
+	return err
+}
+
+// serving adds who serves after all of it.
+func (u *upgrade) serving(ctx context.Context, f *failure) *failure {
+	u.f.look(ctx)
+	f.text += "; " + u.f.who()
+	return f
+}
+
+// blocked is the remedy where another standby was in the way of CMD.
+func (u *upgrade) blocked() string {
+	if u.f.last == nil {
+		return ""
+	}
+	for _, g := range u.f.last.Generations {
+		if g.State == "standby" && !isSpare(g) && g.Request != u.t.request {
+			return fmt.Sprintf("%s waits as a standby, and only one successor is let in: hand over to it, or end it", name(g))
+		}
+	}
+	return ""
+}
+
+// endChild ends a CMD that came to nothing: never one that has clients.
+func (u *upgrade) endChild(f *failure) *failure {
+	if u.child != nil && u.serves(u.f.look(context.Background())) {
+		return u.leftRunning(f, "it has clients")
+	}
+	if u.child != nil && u.child.end(endTime) {
+		f.text += fmt.Sprintf("; CMD (pid %d) was ended", u.child.pid)
+	}
+	return f
+}
+
+// serves says whether CMD, or what came with its request, accepts or drains.
+func (u *upgrade) serves(st *handoff.Status) bool {
+	return st != nil && len(inState(st, func(g handoff.GenerationStatus) bool {
+		return (g.PID == u.child.pid || g.Request == u.t.request) && g.State != "starting" && g.State != "standby"
+	})) > 0
+}
+
+// hasIncumbent says whether somebody else than CMD is there to commit it.
+func (u *upgrade) hasIncumbent() bool {
+	if u.f.last == nil {
+		return u.f.mute
+	}
+	own := u.t.in(u.f.last).generation
+	return len(inState(u.f.last, func(g handoff.GenerationStatus) bool { return g.Generation != own })) > 0
+}
+
+func (u *upgrade) leftRunning(f *failure, why string) *failure {
+	if u.child != nil && u.child.running() {
+		f.text += fmt.Sprintf("; CMD (pid %d) still runs: %s", u.child.pid, why)
+	}
+	return f
+}
+
+// interrupted: a signal ends the waiting, and nothing else. Only where checks
+// were still to pass it ends the attempt: nobody would commit CMD then, and it
+// would stand in the way of the next deploy.
+func (u *upgrade) interrupted(ctx context.Context) error {
+	u.f.look(ctx)
+	if u.unchecked() && u.hasIncumbent() {
+		text := fmt.Sprintf("stopped waiting (%v) before the prechecks had passed", context.Cause(ctx))
+		return u.giveUp(ctx, &failure{text: text}, false)
+	}
+	f := u.f.stopped(ctx, u.a.timeout, "not "+u.wait+" yet")
+	f.text = fmt.Sprintf("%s; request %s goes on", f.text, u.t.request)
+	f.hint = "the same command with --request-id " + u.t.request + " waits for it again"
+	return u.leftRunning(f, "it is on its own")
+}
