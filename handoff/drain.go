@@ -174,3 +174,12 @@ func (p *Process) drainedIfDone() {
 		p.feed(event{kind: evDrained})
 	}
 }
+
+func isClosed(c <-chan struct{}) bool {
+	select {
+	case <-c:
+		return true
+	default:
+		return false
+	}
+}
