@@ -55,12 +55,12 @@ func TestClientWaitsForTheEnd(t *testing.T) {
 		{
 			name: "the generation that answers", script: operatorScript{utter(someStatus), tells("draining"), utter(alone)},
 			call: func(ctx context.Context, c *Client) (Answer, error) { return c.StopGenerationAndWait(ctx, 2) },
-			want: Answer{Generation: 2, Cut: map[string]int{"h2": 3}}, seen: "draining", verb: `{"type":"stop","generation":2}`,
+			want: Answer{Generation: 2, Cut: map[string]int{"h2": 3}}, seen: "draining", verb: `{"generation":2,"type":"stop"}`,
 		},
 		{
 			name: "an older one", script: operatorScript{utter(of(1, "draining")), utter(`{"type":"ok","generation":1}`), utter(of(1, "draining")), utter(alone)},
 			call: func(ctx context.Context, c *Client) (Answer, error) { return c.StopGenerationAndWait(ctx, 1) },
-			want: Answer{Generation: 1}, seen: "draining", verb: `{"type":"stop","generation":1}`,
+			want: Answer{Generation: 1}, seen: "draining", verb: `{"generation":1,"type":"stop"}`,
 		},
 		{
 			// What answers is not the one any more that was to be stopped: the
@@ -72,7 +72,7 @@ func TestClientWaitsForTheEnd(t *testing.T) {
 				_, _ = c.Read(make([]byte, maxFrame)) // returns when the client hangs up
 			}, utter(of(2, "draining")), utter(alone)},
 			call: func(ctx context.Context, c *Client) (Answer, error) { return c.StopGenerationAndWait(ctx, 2) },
-			want: Answer{Generation: 2}, seen: "draining", verb: `{"type":"stop","generation":2}`,
+			want: Answer{Generation: 2}, seen: "draining", verb: `{"generation":2,"type":"stop"}`,
 		},
 	}
 	for _, tt := range tests {

@@ -391,3 +391,38 @@ func FuzzDecodeAnswer(f *testing.F) {
 		}
 	})
 }
+
+// TestClientEndsWithItsContext: whoever asks tells the end of his time from a
+// failure by his context, so that must have ended first. A dialer may be ahead.
+func TestClientEndsWithItsContext(t *testing.T) {
+	leak.CheckExact(t)
+	path := filepath.Join(t.TempDir(), "s")
+	ln, err := net.ListenUnix("unixpacket", &net.UnixAddr{Name: path, Net: "unixpacket"})
+	require.NoError(t, err)
+	done := make(chan struct{})
+	go func() {
+		defer close(done)
+		for {
+			c, err := ln.AcceptUnix()
+			if err != nil {
+				return
+			}
+			c.Close()
+		}
+	}()
+	t.Cleanup(func() { ln.Close(); <-done })
+	for range 300 {
+		ctx, cancel := context.WithTimeout(t.Context(), time.Millisecond)
+		for {
+			c, err := dialOperator(ctx, path, nil)
+			if err != nil {
+				ended := ctx.Err()
+				require.ErrorIs(t, err, context.DeadlineExceeded)
+				require.Error(t, ended)
+				break
+			}
+			require.NoError(t, c.Close())
+		}
+		cancel()
+	}
+}

@@ -35,7 +35,9 @@
 // Listen to its end or to the program's closing it, and what Listen and
 // ListenPacket return, which stop delivering while the process is parked and go on
 // when it resumes. Connections
-// that were accepted are the program's; an HTTPServer drains its own. The control
+// that were accepted are the program's; an HTTPServer drains its own, and a
+// TrackedListener those of other protocols. Work that nobody else waits for keeps
+// the process by a Hold, and what may run once only is a Singleton. The control
 // listener is handed over like the others and its path is bound once: only the
 // last owner removes it.
 //
@@ -47,5 +49,5 @@
 // socket; selfsocket.go the one that is this process's only; signals.go what
 // signals mean; sockets.go and claim.go the named set, listener.go and packetconn.go what
 // a program holds of it; scmrights.go and unixsock.go what the kernel does; drain.go
-// and http.go the drain. docs/protocol.md is the same for other languages.
+// the drain, of which http.go, track.go and hold.go have their parts. docs/protocol.md is the same for other languages.
 package handoff

@@ -274,6 +274,7 @@ func TestDocumentedDeadlines(t *testing.T) {
 		"full backlog of the control socket": inWords(newBackoff().next) + ", doubling to " + inWords(newBackoff().most),
 		"removing a socket's file":           inWords(lockTimeout),
 		"accepting what is queued":           inWords(shutGrace),
+		"a singleton that must end":          inWords(singletonGrace),
 	} {
 		require.Contains(t, tables, what)
 		require.Contains(t, tables[what][1], want, what)

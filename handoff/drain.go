@@ -61,11 +61,13 @@ type drainRun struct {
 	plain        bool            // nobody succeeds
 	hammered     <-chan struct{} // closed when the deadline is now
 	shut         []*listener     // what is queued on them is accepted first
+	open         map[string]int  // when it began
 }
 
 // beginDrain starts the lame duck of whatever drains, and waits for it elsewhere.
 func (p *Process) beginDrain(plain bool) {
-	run := drainRun{began: p.began, until: p.deadline, plain: plain, hammered: p.hammered, shut: p.shut}
+	run := drainRun{began: p.began, until: p.deadline, plain: plain, hammered: p.hammered, shut: p.shut, open: p.openConnections()}
+	add(run.open, p.holds.open())
 	p.work.Go(func() {
 		for _, l := range run.shut {
 			<-l.done
@@ -88,8 +90,7 @@ func (p *Process) drain(run drainRun) (Report, bool) {
 	p.drainers.begun, p.drainers.plain, p.drainers.spread = true, run.plain, spread
 	all := slices.Clone(p.drainers.all)
 	p.drainers.Unlock()
-	r := Report{Open: p.openConnections()}
-	add(r.Open, p.holds.open())
+	r := Report{Open: run.open}
 	for _, d := range all {
 		d.beginDrain(spread, run.plain)
 	}
@@ -172,5 +173,14 @@ func (p *Process) drained(r Report) {
 func (p *Process) drainedIfDone() {
 	if p.finished && p.waited {
 		p.feed(event{kind: evDrained})
+	}
+}
+
+func isClosed(c <-chan struct{}) bool {
+	select {
+	case <-c:
+		return true
+	default:
+		return false
 	}
 }

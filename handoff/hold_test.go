@@ -71,7 +71,7 @@ func TestHoldKeepsTheProcess(t *testing.T) {
 
 	r := <-reports
 	require.Equal(t, "handed_over", r.Reason)
-	require.Equal(t, map[string]int{"hold": 1}, r.Open)
+	require.Equal(t, map[string]int{"hold": 2}, r.Open, "when the drain began")
 	require.Empty(t, r.Cut)
 	require.Empty(t, r.Holds)
 	require.Equal(t, StateServing, two.State())

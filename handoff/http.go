@@ -117,7 +117,7 @@ func (h *HTTPServer) ServeTLS(ln net.Listener, certFile, keyFile string) error {
 }
 
 func (h *HTTPServer) serve(ln net.Listener, serve func(net.Listener) error) error {
-	tracked := &trackedListener{Listener: ln, drain: h.drain}
+	tracked := &trackedListener{onceListener: onceListener{Listener: ln}, drain: h.drain}
 	defer tracked.Close()
 	if !h.drain.addListener(tracked) {
 		return nil

@@ -12,18 +12,9 @@ import (
 
 // trackedListener gives every connection it accepts to the drain before
 // net/http sees it, so that no connection is ever open and not counted.
-//
-// It closes the listener once, however often net/http and the drain do.
 type trackedListener struct {
-	net.Listener
+	onceListener
 	drain *httpDrain
-	close sync.Once
-	err   error // of closing
-}
-
-func (l *trackedListener) Close() error {
-	l.close.Do(func() { l.err = l.Listener.Close() })
-	return l.err
 }
 
 func (l *trackedListener) Accept() (net.Conn, error) {

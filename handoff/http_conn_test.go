@@ -90,7 +90,7 @@ func trackedPair(t *testing.T, network string) (*trackedConn, net.Conn, *httpDra
 	client, err := net.Dial(network, ln.Addr().String())
 	require.NoError(t, err)
 	t.Cleanup(func() { client.Close() })
-	nc, err := (&trackedListener{Listener: ln, drain: drain}).Accept()
+	nc, err := (&trackedListener{onceListener: onceListener{Listener: ln}, drain: drain}).Accept()
 	require.NoError(t, err)
 	t.Cleanup(func() { nc.Close() })
 	deadline := time.Now().Add(patience)

@@ -85,14 +85,7 @@ func newHTTPDrain(srv *http.Server) *httpDrain {
 	}
 }
 
-func (d *httpDrain) isDraining() bool {
-	select {
-	case <-d.draining:
-		return true
-	default:
-		return false
-	}
-}
+func (d *httpDrain) isDraining() bool { return isClosed(d.draining) }
 
 func (d *httpDrain) drained() <-chan struct{} { return d.done }
 

@@ -38,14 +38,14 @@ func (p *Process) askToSucceed(l *link, f *frame) bool {
 		l.send(&frame{Type: msgRefuse, Code: "withdrawn", Text: text})
 		return false
 	}
-	p.m.exclusive = p.sockets.exclusive()
+	p.m.exclusive = p.sockets.exclusive() || len(p.jobs.all) > 0 || p.revokedSingletons()
 	p.asker, l.files, l.version = l, f.Files, version
 	p.feed(event{kind: evHello, mode: f.Mode})
 	admitted := p.younger == l
 	p.asker = nil
 	if p.m.exclusive {
 		for r := range p.retired {
-			log.Warn("a revoked successor has not confirmed yet, an exclusive socket waits for it", "revoked_pid", r.peer.PID, "hint", "end that process if it hangs")
+			log.Warn("a revoked successor has not confirmed yet, an exclusive socket or a singleton waits for it", "revoked_pid", r.peer.PID, "hint", "end that process if it hangs")
 		}
 	}
 	if !admitted {
@@ -138,6 +138,8 @@ func (p *Process) fromYounger(l *link, f *frame) (last bool, err error) {
 		return false, p.reject(f.Rejected)
 	case msgReady:
 		o.took = f.N
+		l.singletons = f.Singletons
+		p.m.exclusive = p.m.exclusive || f.Singletons
 		if err := p.declareExclusive(f.Exclusive); err != nil {
 			return false, err
 		}

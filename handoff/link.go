@@ -21,6 +21,8 @@ type link struct {
 	id      string   // of the handoff
 	version int      // of the protocol, as negotiated
 	number  uint64   // the other end's generation
+
+	singletons bool // the successor has some
 }
 
 // errLink is what a frame that can't be believed is reported as.

@@ -133,7 +133,7 @@ const (
 	actAccept                            // begin to accept on every socket that this process holds
 	actPark                              // stop accepting without closing, except on sockets the successor rejected
 	actResume                            // accept again on parked sockets, except exclusive ones
-	actResumeExclusive                   // accept again on parked exclusive sockets
+	actResumeExclusive                   // accept again on parked exclusive sockets, and run singletons
 	actStopAccepting                     // stop accepting for good and close every socket; files stay
 	actRelease                           // close the parked copies, close what was rejected and remove its files; files of handed sockets stay
 	actDropSockets                       // close sockets that were never served
@@ -235,8 +235,8 @@ type machine struct {
 	asked     bool // this handover is how a stop is done
 	delays    bool // a plain stop is delayed
 	leaving   bool // it is being delayed: accepts, but takes no successor any more
-	exclusive bool // some socket is declared exclusive
-	held      bool // exclusive sockets wait for a revoked successor to end
+	exclusive bool // some socket is declared exclusive, or some job is a singleton
+	held      bool // exclusive sockets and singletons wait for a revoked successor to end
 	released  bool // a successor confirmed that it is on its own
 	aborted   bool // revoked by its own word, not by the incumbent's
 	probation bool // there is a probation; false releases at once after commit

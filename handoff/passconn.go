@@ -4,6 +4,7 @@ import (
 	"errors"
 	"io"
 	"net"
+	"sync"
 	"syscall"
 )
 
@@ -47,4 +48,17 @@ func (c passConn) SyscallConn() (syscall.RawConn, error) {
 
 func (c passConn) unsupported(op string) error {
 	return &net.OpError{Op: op, Net: c.LocalAddr().Network(), Addr: c.LocalAddr(), Err: errors.ErrUnsupported}
+}
+
+// onceListener closes the listener once, however often the program, net/http and
+// the drain do.
+type onceListener struct {
+	net.Listener
+	closing sync.Once
+	err     error // of closing
+}
+
+func (l *onceListener) Close() error {
+	l.closing.Do(func() { l.err = l.Listener.Close() })
+	return l.err
 }

@@ -69,6 +69,7 @@ type Process struct {
 	offer     offer
 	intake    intake
 	ledger    ledger
+	jobs      singletons
 	living    living
 	next      uint64 // the last number that was given to a successor
 	last      *HandoffStatus
@@ -260,6 +261,7 @@ func (p *Process) perform(a action) {
 	case actRetire:
 		p.retired[p.younger], p.younger.side, p.younger = true, sideRetired, nil
 	case actPark:
+		p.pauseSingletons()
 		p.sockets.setServing(false, true)
 		p.markUnoffered() // a standby may have waited for long
 		p.sockets.park()
@@ -267,7 +269,9 @@ func (p *Process) perform(a action) {
 		p.resume(false)
 	case actResumeExclusive:
 		p.resume(true)
+		p.resumeSingletons()
 	case actStopAccepting:
+		p.pauseSingletons()
 		p.sockets.stopAccepting(p.younger != nil)
 		p.control.close()
 	case actDropSockets:
@@ -283,6 +287,7 @@ func (p *Process) perform(a action) {
 		p.delayStop()
 	case actShut:
 		p.setEnding()
+		p.pauseSingletons()
 		// The path goes last: who comes meanwhile is told busy, and finds the
 		// addresses free when it comes again.
 		p.control.owned = true
@@ -354,6 +359,7 @@ func (p *Process) beginServing() bool {
 	default:
 		close(p.serving)
 	}
+	p.resumeSingletons()
 	return true
 }
 

@@ -135,12 +135,13 @@ type frame struct {
 	Hint    string `json:"hint,omitempty"`
 
 	// sockets, got, rejected, ready
-	First     int            `json:"first,omitempty"`
-	Sockets   []manifestItem `json:"sockets,omitempty"`
-	Last      bool           `json:"last,omitempty"`
-	N         int            `json:"n,omitempty"`         // got: descriptors received; ready: sockets claimed
-	Exclusive []int          `json:"exclusive,omitempty"` // ready: indexes of those that must not have two owners
-	Rejected  []rejection    `json:"rejected,omitempty"`
+	First      int            `json:"first,omitempty"`
+	Sockets    []manifestItem `json:"sockets,omitempty"`
+	Last       bool           `json:"last,omitempty"`
+	N          int            `json:"n,omitempty"`         // got: descriptors received; ready: sockets claimed
+	Exclusive  []int          `json:"exclusive,omitempty"` // ready: indexes of those that must not have two owners
+	Rejected   []rejection    `json:"rejected,omitempty"`
+	Singletons bool           `json:"singletons,omitempty"` // ready: has jobs of which only the process that serves may run one
 
 	// bye
 	Cut map[string]int `json:"cut,omitempty"` // connections cut at the drain deadline, by kind

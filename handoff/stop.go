@@ -80,11 +80,4 @@ func (p *Process) hammer() {
 	p.feed(event{kind: evHammer})
 }
 
-func (p *Process) isHammered() bool {
-	select {
-	case <-p.hammered:
-		return true
-	default:
-		return false
-	}
-}
+func (p *Process) isHammered() bool { return isClosed(p.hammered) }

@@ -300,6 +300,7 @@ func (p *Process) checkItem(it *manifestItem, d *descriptor) error {
 // readyFrame says what was claimed. What was not is closed here before.
 func (p *Process) readyFrame(l *link, f *frame) {
 	rejects := p.dropUnclaimed()
+	f.Singletons = len(p.jobs.all) > 0
 	p.sockets.mu.Lock()
 	for _, s := range p.sockets.claimed {
 		if s.index < 0 {

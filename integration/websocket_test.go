@@ -136,11 +136,12 @@ func (c *chatter) wait(ctx context.Context, generation uint64, n int) error {
 func TestWebSocketsAreToldToComeBack(t *testing.T) {
 	const clients, handoffs = 20, 5
 	s := newService(t)
-	old := waiter(s.serving("v1"))
+	const spread = "500ms" // not all at once, and not for long
+	old := waiter(s.serving("v1", "--drain-spread", spread))
 	c := s.chatter(clients, s.address(web))
 	require.NoError(t, c.wait(s.ctx(), 1, 5*clients))
 	for g := uint64(2); g < 2+handoffs; g++ {
-		_, next := s.upgrade(fmt.Sprintf("v%d", g), []string{"--wait=released"})
+		_, next := s.upgrade(fmt.Sprintf("v%d", g), []string{"--wait=released"}, "--drain-spread", spread)
 		require.NoError(t, c.wait(s.ctx(), g, 5*clients))
 		s.exits(old, 0, fmt.Sprintf("generation %d, whose clients have gone", g-1))
 		old = next

@@ -170,6 +170,7 @@ func (f *fake) serve(c *net.UnixConn) {
 			return
 		}
 		if ends(answer) {
+			f.ln.Close()
 			f.end(c) // the process ends, and its connections with it
 			return
 		}
@@ -270,7 +271,6 @@ func (f *fake) stop(q fakeFrame) any {
 			return map[string]any{"type": "ok", "generation": q.Of}
 		}
 	}
-	f.ln.Close()
 	return map[string]any{"type": "ok", "generation": f.st.Generation, "ends": true}
 }
 

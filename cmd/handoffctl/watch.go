@@ -57,7 +57,7 @@ func (w *watcher) next(ctx context.Context) (st *handoff.Status, trouble string,
 	some, cancel := context.WithTimeout(ctx, w.quiet)
 	defer cancel()
 	st, err = w.c.Watch(some, w.last)
-	if err != nil && (some.Err() != nil || isTimeout(err)) && w.last != nil {
+	if err != nil && some.Err() != nil && w.last != nil {
 		// Nothing has changed, or it is silent.
 		once, cancel := context.WithTimeout(ctx, lookTime)
 		defer cancel()

@@ -24,7 +24,6 @@ const (
 // app is the built-in application: something to look at while versions change.
 type app struct {
 	id       identity
-	started  time.Time
 	draining func(context.Context) <-chan struct{}
 	interval time.Duration // between two events
 	ping     time.Duration // between two pings of a WebSocket, and for their answer
@@ -36,7 +35,7 @@ type app struct {
 // the answer to OPTIONS * carries it too.
 func newApp(id identity) *app {
 	a := &app{
-		id: id, started: time.Now(), draining: handoff.Draining,
+		id: id, draining: handoff.Draining,
 		interval: eventInterval, ping: webSocketPing, mux: http.NewServeMux(),
 	}
 	a.mux.HandleFunc("GET /{$}", a.page)

@@ -33,7 +33,7 @@ func (e echoes) open(p *handoff.Process, log *slog.Logger) error {
 			return err
 		}
 		log.Info("listening", "name", s.Name, "address", ln.Addr().String(), "protocol", "tcp-echo")
-		go echoConns(ln, log)
+		go echoConns(p.Track(ln), log)
 	}
 	for _, s := range e.packet {
 		pc, err := p.ListenPacketSocket(context.Background(), s)
@@ -46,13 +46,20 @@ func (e echoes) open(p *handoff.Process, log *slog.Logger) error {
 	return nil
 }
 
-// echoConns answers every connection of ln until ln is closed.
+// trackedConn is what echoConn needs of a handoff.TrackedConn.
+type trackedConn interface {
+	net.Conn
+	CloseWrite() error
+	Draining() <-chan struct{}
+}
+
+// echoConns answers every connection of ln, which Track made, until ln is closed.
 func echoConns(ln net.Listener, log *slog.Logger) {
 	for {
 		c, err := ln.Accept()
 		switch {
 		case err == nil:
-			go echoConn(c)
+			go echoConn(c.(trackedConn))
 		case errors.Is(err, net.ErrClosed):
 			return
 		default:
@@ -66,18 +73,14 @@ func echoConns(ln net.Listener, log *slog.Logger) {
 // process drains. Then it has sent back all that it has read, and says so by
 // closing its half of the connection: what a client did not get back was not
 // taken, and can be sent again on a new connection.
-func echoConn(c net.Conn) {
+func echoConn(c trackedConn) {
 	defer c.Close()
-	var draining <-chan struct{}
-	if t, ok := c.(interface{ Draining() <-chan struct{} }); ok {
-		draining = t.Draining()
-	}
 	ended := make(chan struct{})
 	told := make(chan struct{})
 	go func() {
 		defer close(told)
 		select {
-		case <-draining:
+		case <-c.Draining():
 			c.SetReadDeadline(time.Unix(1, 0)) // reads no more
 		case <-ended:
 		}
@@ -85,11 +88,7 @@ func echoConn(c net.Conn) {
 	_, err := io.Copy(writerOnly{c}, readerOnly{c})
 	close(ended)
 	<-told
-	if !errors.Is(err, os.ErrDeadlineExceeded) {
-		return
-	}
-	half, ok := c.(interface{ CloseWrite() error })
-	if !ok || half.CloseWrite() != nil {
+	if !errors.Is(err, os.ErrDeadlineExceeded) || c.CloseWrite() != nil {
 		return
 	}
 	// Closing with something unread would be a reset, which takes back what

@@ -26,8 +26,11 @@ type whoami struct {
 	Started    time.Time `json:"started"`
 }
 
+// started is when this process began, also for a site that a reload made.
+var started = time.Now()
+
 func (a *app) self() whoami {
-	self := whoami{PID: os.Getpid(), Started: a.started.UTC()}
+	self := whoami{PID: os.Getpid(), Started: started.UTC()}
 	self.Generation, self.Label = a.id()
 	return self
 }

@@ -176,7 +176,8 @@ func (p *proxy) fail(w http.ResponseWriter, r *http.Request, err error) {
 	case errors.As(err, &timeout) && timeout.Timeout():
 		status, text = http.StatusGatewayTimeout, "the backend did not answer in time\n"
 	}
-	p.log.Warn("proxy: no answer from the backend", "status", status, "method", r.Method, "path", shorten(r.URL.Path, maxLoggedPath),
+	generation, _ := p.id()
+	p.log.Warn("proxy: no answer from the backend", "generation", generation, "status", status, "method", r.Method, "path", shorten(r.URL.Path, maxLoggedPath),
 		"backend", p.backend.String(), "request_id", saneID(r.Header.Get(requestIDHeader)), "error", err)
 	w.Header().Set("Content-Type", "text/plain; charset=utf-8")
 	w.Header().Set("X-Content-Type-Options", "nosniff")

@@ -75,6 +75,7 @@ type GenerationStatus struct {
 	Sockets    int            `json:"sockets"`
 	Unclaimed  []string       `json:"unclaimed"`
 	Open       map[string]int `json:"open"`
+	Stopping   bool           `json:"stopping"`
 }
 
 // Serving is the generation that serves, the zero value when none does.
