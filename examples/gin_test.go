@@ -11,9 +11,6 @@ import (
 	"github.com/fdhandoff/handoff/integration/proc"
 )
 
-// handlerTime is how long the handler of the gin example sleeps.
-const handlerTime = 5 * time.Second
-
 // A request is under way while the version changes from pong to pong1: it gets the old answer, the next one gets the
 // new, and no request fails.
 func TestGin(t *testing.T) {

@@ -22,6 +22,8 @@ import (
 //     silent for one second are closed.
 //   - At the deadline the contexts of requests end, with cause
 //     ErrDrainDeadline, and Shutdown gets one second; then the rest is closed.
+//     A handler that returns then without having answered has its connection
+//     closed (HTTP/2: its stream reset), since an empty 200 would be a lie.
 //     Only those count as cut that had not ended by themselves.
 //
 // Its methods may be called at any time by several goroutines.
@@ -160,6 +162,14 @@ func (h *drainHandler) ServeHTTP(rw http.ResponseWriter, r *http.Request) {
 	}
 	w, announce := wrapResponse(rw, c, h.drain)
 	h.handler(r).ServeHTTP(w, r)
+	if !announce.given && context.Cause(r.Context()) == ErrDrainDeadline {
+		// It gave up because its time was up. Of no answer net/http would make
+		// an empty 200, and the client would take that for success.
+		if c != nil {
+			c.abandon()
+		}
+		panic(http.ErrAbortHandler)
+	}
 	announce.before(rw, http.StatusOK) // net/http answers 200 for a handler that gave no answer
 	h.answered()
 }

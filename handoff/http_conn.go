@@ -54,6 +54,7 @@ type trackedConn struct {
 	since  time.Time // when it became new or idle, or said something by HTTP/2, where that was after the drain began
 	closed bool
 	forced bool // closed by the drain at its deadline
+	gaveUp bool // a handler gave no answer, because of the deadline
 	wasCut bool // closed, and had not ended by itself, since the deadline
 
 	asked int // size of the last read
@@ -267,6 +268,8 @@ func (c *trackedConn) isCutLocked() bool {
 	switch {
 	case c.kindAtDeadline == "":
 		return false
+	case c.gaveUp:
+		return true
 	case c.h2:
 		return !c.ended && !c.betweenFrames()
 	case c.mayFinish:
@@ -274,6 +277,13 @@ func (c *trackedConn) isCutLocked() bool {
 	default:
 		return !c.ended
 	}
+}
+
+// abandon notes that a request gets no answer.
+func (c *trackedConn) abandon() {
+	c.mu.Lock()
+	defer c.mu.Unlock()
+	c.gaveUp = true
 }
 
 // closeSilent closes a connection between requests; one by TLS with a goodbye.

@@ -122,3 +122,22 @@ func TestAnsweredRequestsAreCounted(t *testing.T) {
 	one.Stop()
 	require.EqualValues(t, n, c.wait(one).Answered)
 }
+
+// A handler that gives up without a word at the deadline, as handlers do whose
+// client has gone, must not seem to have succeeded.
+func TestNoAnswerIsNotAnEmptyOne(t *testing.T) {
+	leak.CheckExact(t)
+	entered := make(chan struct{}, 1)
+	s := serveHTTP(t, http.HandlerFunc(func(_ http.ResponseWriter, r *http.Request) {
+		entered <- struct{}{}
+		<-r.Context().Done()
+	}), nil)
+	c := s.dial()
+	c.send(get("/"))
+	<-entered
+	s.beginDrain(false)
+	require.Equal(t, map[string]int{"active": 1}, s.drain.cut())
+	rest, err := io.ReadAll(c.r)
+	require.NoError(t, err)
+	require.Empty(t, rest)
+}

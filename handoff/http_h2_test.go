@@ -113,11 +113,18 @@ func TestHTTP2RequestContextsEndAtTheDeadline(t *testing.T) {
 		<-r.Context().Done()
 		causes <- context.Cause(r.Context())
 	})), nil)
-	dialH2(t, s.addr).begin("/")
+	h := dialH2(t, s.addr)
+	stream := h.begin("/")
 	<-entered
 	s.beginDrain(false)
-	require.Empty(t, s.drain.cut(), "answered in the second that it had")
+	require.Equal(t, map[string]int{"h2": 1}, s.drain.cut(), "it gave no answer")
 	require.ErrorIs(t, <-causes, ErrDrainDeadline)
+	for {
+		if reset, ok := h.frame().(*http2.RSTStreamFrame); ok {
+			require.Equal(t, stream, reset.StreamID)
+			return
+		}
+	}
 }
 
 func TestHTTP2GoAway(t *testing.T) {

@@ -132,8 +132,12 @@ func TestLastRecord(t *testing.T) {
 	require.Equal(t, "stopped", lastRecord(t, second)["reason"])
 }
 
+// lastRecord is the last line of a process that has ended.
 func lastRecord(t *testing.T, p *proc.Process) map[string]any {
 	t.Helper()
+	// Its output is read a little later than it ends.
+	_, err := p.WaitLog(t.Context(), func(proc.Line) bool { return false })
+	require.ErrorContains(t, err, "its output ended")
 	lines := p.Lines()
 	require.NotEmpty(t, lines)
 	last := lines[len(lines)-1]

@@ -78,7 +78,7 @@ func (s *service) endStrays() {
 		if err != nil || !bytes.Contains(b, []byte("HANDOFF_SOCKET="+s.socket+"\x00")) {
 			continue
 		}
-		if _, err := fmt.Sscanf(file, "/proc/%d/environ", &pid); err != nil {
+		if _, err := fmt.Sscanf(file, "/proc/%d/environ", &pid); err != nil || s.adopted[pid] != nil {
 			continue
 		}
 		if a, err := proc.Adopt(pid); err == nil {

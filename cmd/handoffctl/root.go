@@ -166,9 +166,11 @@ func (a *app) client(cmd *cobra.Command) (*handoff.Client, error) {
 	return c, nil
 }
 
-// timeoutFlag adds --timeout to a command.
+// timeoutFlag adds --timeout to a command. The commands have defaults of their own, so they can't share a variable:
+// it would have the default of the command that was made last.
 func (a *app) timeoutFlag(cmd *cobra.Command, d time.Duration) {
-	cmd.Flags().DurationVar(&a.timeout, "timeout", d, "`DURATION` to wait at most, as in 1m30s; 0 waits for ever")
+	timeout := cmd.Flags().Duration("timeout", d, "`DURATION` to wait at most, as in 1m30s; 0 waits for ever")
+	cmd.PreRun = func(*cobra.Command, []string) { a.timeout = *timeout }
 }
 
 // choice is a flag that takes one of a few words.

@@ -212,7 +212,7 @@ func (s *server) newHTTPServer(handler http.Handler) *http.Server {
 	}
 	srv.Protocols = new(http.Protocols)
 	srv.Protocols.SetHTTP1(true)
-	srv.Protocols.SetHTTP2(true)
+	srv.Protocols.SetHTTP2(s.cert != nil)
 	srv.Protocols.SetUnencryptedHTTP2(true)
 	if s.cert != nil {
 		srv.TLSConfig = &tls.Config{MinVersion: tls.VersionTLS12, GetCertificate: s.cert.get}

@@ -93,14 +93,15 @@ func (c *h2cClient) exchange(ctx context.Context, body []byte) (uint64, error) {
 	return generation, checkEcho(resp, body)
 }
 
-// unprocessed reports whether the server did not look at the request. It said so: the stream is above the last one
-// named in a GOAWAY (RFC 9113, 6.8), or was reset with REFUSED_STREAM (8.7). Or nothing was sent: the GOAWAY came between
-// the choice of the connection and the first byte, and the transport, which would choose another one then, has closed
-// the body already. It has no error values for the three, but these texts have no other origin in it: the first is given
-// to the streams above the last one alone, and of requests that can't be sent twice, as these can't, net/http tries to
-// rewind the body only where nothing was written (Transport.roundTrip, persistConn.shouldRetryRequest; Go 1.26).
+// unprocessed reports whether the server said that it did not look at the request: its stream is above the last one
+// named in a GOAWAY (RFC 9113, 6.8), or was reset with REFUSED_STREAM (8.7). The transport has no error values for
+// the two, but these texts have no other origin in it: the first is given to the streams above the last one alone.
+//
+// A third text says that no byte of the request was sent: every connection that was there for it had had its GOAWAY,
+// and the transport had closed the body before it could dial. For a POST that can't be replayed it has no other cause
+// (shouldRetryRequest in net/http).
 func unprocessed(err error) bool {
-	return strings.Contains(err.Error(), "Transport received Server's graceful shutdown GOAWAY") ||
-		strings.Contains(err.Error(), "REFUSED_STREAM; received from peer") ||
-		strings.Contains(err.Error(), "cannot rewind body after connection loss")
+	return strings.Contains(err.Error(), "cannot rewind body after connection loss") ||
+		strings.Contains(err.Error(), "Transport received Server's graceful shutdown GOAWAY") ||
+		strings.Contains(err.Error(), "REFUSED_STREAM; received from peer")
 }
