@@ -70,6 +70,7 @@ type service struct {
 	t      *testing.T
 	dir    string // mode 0700, short
 	socket string
+	binary string // the server; programs.Server unless the test has another
 
 	mu      sync.Mutex
 	logs    []string
@@ -84,7 +85,7 @@ func newService(t *testing.T) *service {
 	leak.Check(t)
 	dir, err := os.MkdirTemp("", "ho")
 	require.NoError(t, err)
-	s := &service{t: t, dir: dir, socket: filepath.Join(dir, "ctl"), adopted: make(map[int]*proc.Adopted)}
+	s := &service{t: t, dir: dir, socket: filepath.Join(dir, "ctl"), binary: programs.Server, adopted: make(map[int]*proc.Adopted)}
 	t.Cleanup(func() {
 		s.endAll()
 		if t.Failed() {
@@ -175,7 +176,7 @@ func (s *service) args(label string, extra ...string) []string {
 // server starts a server and does not wait for it.
 func (s *service) server(label string, extra ...string) *proc.Process {
 	s.t.Helper()
-	return s.run(label, programs.Server, s.args(label, extra...)...)
+	return s.run(label, s.binary, s.args(label, extra...)...)
 }
 
 // run starts any program; it ends with the test.
@@ -253,7 +254,7 @@ func (s *service) upgrade(label string, flags []string, extra ...string) (proc.R
 
 func (s *service) upgradeArgs(label string, flags []string, extra ...string) []string {
 	args := append([]string{"upgrade", "--log", s.newLog(label)}, flags...)
-	args = append(args, "--", programs.Server)
+	args = append(args, "--", s.binary)
 	return append(args, s.args(label, extra...)...)
 }
 
