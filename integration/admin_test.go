@@ -24,19 +24,18 @@ func TestAdminAcrossHandoffs(t *testing.T) {
 	server := s.serving("v1", flags...)
 	addr := s.address("admin")
 	var mu sync.Mutex
-	answers := map[string]map[uint64]int{} // by path and generation
+	answers := map[string]map[uint64]int{"/healthz": {}, "/readyz": {}, "/status": {}} // by generation
 	var bad []string
 	ctx, cancel := context.WithCancel(s.ctx())
 	var polling sync.WaitGroup
-	for _, path := range []string{"/healthz", "/readyz", "/status"} {
-		answers[path] = map[uint64]int{}
+	for path, by := range answers {
 		polling.Go(func() {
 			pace := time.NewTicker(3 * time.Millisecond)
 			defer pace.Stop()
 			for ctx.Err() == nil {
 				a := get(s.t.Context(), "tcp", addr, path)
 				mu.Lock()
-				answers[path][a.generation]++
+				by[a.generation]++
 				if a.err != nil || a.status != http.StatusOK {
 					bad = append(bad, fmt.Sprintf("%s: %d %q %v", path, a.status, a.body, a.err))
 				}
