@@ -2,6 +2,7 @@ package handoff
 
 import (
 	"context"
+	"net"
 	"net/http"
 	"testing"
 	"testing/synctest"
@@ -117,6 +118,18 @@ func TestDrainingIsSpread(t *testing.T) {
 			s.drain.cut()
 		})
 	}
+}
+
+// A connection that an accept loop had in its hands when the drain began is told too.
+func TestLateHTTPConnectionIsTold(t *testing.T) {
+	d := newHTTPDrain(&http.Server{})
+	require.True(t, d.addListener(&trackedListener{onceListener: onceListener{Listener: failingListener{}}, drain: d}))
+	d.begun = time.Now() // what beginDrain does but for closing the listener
+	ours, theirs := net.Pipe()
+	defer theirs.Close()
+	c := d.track(ours).(*trackedConn)
+	defer c.Close()
+	require.True(t, isClosed(c.notice.draining))
 }
 
 func TestPlainStopTellsAllAtOnce(t *testing.T) {

@@ -209,29 +209,37 @@ func TestSingletonWaitsForARevokedSuccessor(t *testing.T) {
 	}
 }
 
+// Both have it only since the successor is a standby, which ready did not tell: a
+// take-back waits all the same.
 func TestSingletonOfAServingProcessBeginsAtOnce(t *testing.T) {
 	c := newChain(t)
 	s := &solo{t: t}
 	one, _ := c.serve("one", probation)
+	two := c.start("two", mode(Standby))
+	greet(two, c.listen(two, "tcp", "127.0.0.1:0"))
+	ready := make(chan error, 1)
+	go func() { ready <- two.Ready(c.ctx) }()
+	c.reach(two, StateStandby)
 	s.add(one, "one")
 	s.waitRuns(c, 1)
-
-	// Registered beside a standby: a take-back waits all the same.
-	two := c.start("two", mode(Standby), probation)
 	s.add(two, "two")
-	c.listen(two, "tcp", "127.0.0.1:0")
-	go two.Ready(c.ctx)
-	c.reach(two, StateStandby)
-	second := &solo{t: t}
-	second.add(one, "one")
-	second.waitRuns(c, 1)
 	_, err := c.client().Handover(c.ctx, "")
 	require.NoError(t, err)
+	require.NoError(t, <-ready)
 	s.waitRuns(c, 2)
-	require.Zero(t, second.running.Load())
+	c.reach(one, StateParked)
+
+	hung, goOn := make(chan struct{}), make(chan struct{})
+	wake := sync.OnceFunc(func() { close(goOn) })
+	t.Cleanup(wake)
+	two.post(func() { close(hung); <-goOn })
+	<-hung
 	_, err = c.client().Rollback(c.ctx)
 	require.NoError(t, err)
-	second.waitRuns(c, 2)
+	require.Len(t, s.ran(), 2)
+	wake()
+	require.Equal(t, []string{"one", "two", "one"}, s.waitRuns(c, 3))
+	require.EqualValues(t, 1, s.most.Load())
 	one.Close()
 }
 
@@ -249,6 +257,40 @@ func TestSingletonThatReturnsIsCalledTheNextTime(t *testing.T) {
 	one.Stop()
 	c.wait(one)
 	require.Empty(t, ran)
+}
+
+// The service goes on while a singleton is waited for.
+func TestSingletonEndsBeforeTheSocketsDo(t *testing.T) {
+	for _, tc := range []struct {
+		name string
+		end  func(c *chain, p *Process)
+	}{
+		{"handed over", func(c *chain, _ *Process) { c.serve("two") }},
+		{"stopped", func(_ *chain, p *Process) { p.Stop() }},
+		{"closed", func(_ *chain, p *Process) { p.Close() }},
+	} {
+		t.Run(tc.name, func(t *testing.T) {
+			c := newChain(t)
+			one := c.start("one")
+			ln := c.listen(one, "tcp", "127.0.0.1:0")
+			greet(one, ln)
+			accepts := make(chan bool, 1)
+			one.Singleton("job", func(ctx context.Context) {
+				<-ctx.Done()
+				accepts <- ln.(*listener).accepts() && !ln.(*listener).ending()
+			})
+			c.ready(one)
+			tc.end(c, one)
+			require.True(t, <-accepts)
+			c.wait(one)
+		})
+	}
+}
+
+func (l *listener) ending() bool {
+	l.mu.Lock()
+	defer l.mu.Unlock()
+	return l.shut || l.ended
 }
 
 // syncBuffer is a log that a test reads.

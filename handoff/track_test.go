@@ -325,10 +325,16 @@ func TestTrackedConnDoesWhatTheBareOneDoes(t *testing.T) {
 // for which it would wait.
 func TestTrackedTLSIsForced(t *testing.T) {
 	leak.CheckExact(t)
-	ours, theirs := net.Pipe() // nobody reads at the other end
+	server, client := tlsConfigs(t)
+	ours, theirs := net.Pipe()
 	defer theirs.Close()
+	shaken := make(chan error, 1)
+	go func() { shaken <- tls.Client(theirs, client).Handshake() }() // then nobody reads
+	tc := tls.Server(ours, server)
+	require.NoError(t, tc.Handshake())
+	require.NoError(t, <-shaken)
 	l, _ := trackOn(t, "tcp")
-	c := &TrackedConn{passConn: passConn{tls.Server(ours, &tls.Config{})}, listener: l, notice: newNotice()}
+	c := &TrackedConn{passConn: passConn{tc}, listener: l, notice: newNotice()}
 	began := time.Now()
 	require.True(t, c.force())
 	require.False(t, c.force())
