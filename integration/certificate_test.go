@@ -146,6 +146,7 @@ func TestCertificateIsReplacedUnderLoad(t *testing.T) {
 		if serial%4 == 0 {
 			before := server
 			server, refusals = s.serving(fmt.Sprintf("v%d", serial), files.flags()...), 0
+			s.answers(run, uint64(1+serial/4), 10)
 			s.exits(before, 0, "an older generation")
 		}
 	}
