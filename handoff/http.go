@@ -23,7 +23,8 @@ import (
 //   - At the deadline the contexts of requests end, with cause
 //     ErrDrainDeadline, and Shutdown gets one second; then the rest is closed.
 //     A handler that returns then without having answered has its connection
-//     closed (HTTP/2: its stream reset), since an empty 200 would be a lie.
+//     closed (HTTP/2: its stream reset), since an empty 200 would be a lie; that
+//     is cut too, and so is what ends by a panic then.
 //     Only those count as cut that had not ended by themselves.
 //
 // Its methods may be called at any time by several goroutines.
@@ -161,15 +162,20 @@ func (h *drainHandler) ServeHTTP(rw http.ResponseWriter, r *http.Request) {
 		c.noteRequest(r.ProtoMajor)
 	}
 	w, announce := wrapResponse(rw, c, h.drain)
-	h.handler(r).ServeHTTP(w, r)
-	if !announce.given && context.Cause(r.Context()) == ErrDrainDeadline {
-		// It gave up because its time was up. Of no answer net/http would make
-		// an empty 200, and the client would take that for success.
-		if c != nil {
+	overdue := func() bool { return context.Cause(r.Context()) == ErrDrainDeadline }
+	answered := false
+	defer func() {
+		if !answered && c != nil && overdue() {
 			c.abandon()
 		}
+	}()
+	h.handler(r).ServeHTTP(w, r)
+	if !announce.given && overdue() {
+		// It gave up because its time was up. Of no answer net/http would make
+		// an empty 200, and the client would take that for success.
 		panic(http.ErrAbortHandler)
 	}
+	answered = true
 	announce.before(rw, http.StatusOK) // net/http answers 200 for a handler that gave no answer
 	h.answered()
 }

@@ -5,6 +5,7 @@ import (
 	"io"
 	"net"
 	"net/http"
+	"strings"
 	"testing"
 	"time"
 
@@ -123,21 +124,40 @@ func TestAnsweredRequestsAreCounted(t *testing.T) {
 	require.EqualValues(t, n, c.wait(one).Answered)
 }
 
-// A handler that gives up without a word at the deadline, as handlers do whose
-// client has gone, must not seem to have succeeded.
+// A handler that gives up at the deadline, as handlers do whose client has gone,
+// must not seem to have succeeded.
 func TestNoAnswerIsNotAnEmptyOne(t *testing.T) {
-	leak.CheckExact(t)
-	entered := make(chan struct{}, 1)
-	s := serveHTTP(t, http.HandlerFunc(func(_ http.ResponseWriter, r *http.Request) {
-		entered <- struct{}{}
-		<-r.Context().Done()
-	}), nil)
-	c := s.dial()
-	c.send(get("/"))
-	<-entered
-	s.beginDrain(false)
-	require.Equal(t, map[string]int{"active": 1}, s.drain.cut())
-	rest, err := io.ReadAll(c.r)
-	require.NoError(t, err)
-	require.Empty(t, rest)
+	for _, tc := range []struct {
+		name string
+		end  func(http.ResponseWriter)
+		want string
+	}{
+		{"without a word", func(http.ResponseWriter) {}, ""},
+		{"by a panic", func(http.ResponseWriter) { panic(http.ErrAbortHandler) }, ""},
+		{"in the middle", func(w http.ResponseWriter) {
+			w.Header().Set("Content-Length", "9")
+			io.WriteString(w, "half")
+			http.NewResponseController(w).Flush()
+			panic(http.ErrAbortHandler)
+		}, "half"},
+	} {
+		t.Run(tc.name, func(t *testing.T) {
+			leak.CheckExact(t)
+			entered := make(chan struct{}, 1)
+			s := serveHTTP(t, http.HandlerFunc(func(w http.ResponseWriter, r *http.Request) {
+				entered <- struct{}{}
+				<-r.Context().Done()
+				tc.end(w)
+			}), nil)
+			c := s.dial()
+			c.send(get("/"))
+			<-entered
+			s.beginDrain(false)
+			require.Equal(t, map[string]int{"active": 1}, s.drain.cut())
+			rest, err := io.ReadAll(c.r)
+			require.NoError(t, err)
+			_, body, _ := strings.Cut(string(rest), "\r\n\r\n")
+			require.Equal(t, tc.want, body)
+		})
+	}
 }
