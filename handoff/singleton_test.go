@@ -1,7 +1,6 @@
 package handoff
 
 import (
-	"bytes"
 	"context"
 	"fmt"
 	"log/slog"
@@ -293,24 +292,6 @@ func (l *listener) ending() bool {
 	return l.shut || l.ended
 }
 
-// syncBuffer is a log that a test reads.
-type syncBuffer struct {
-	mu sync.Mutex
-	b  bytes.Buffer
-}
-
-func (b *syncBuffer) Write(p []byte) (int, error) {
-	b.mu.Lock()
-	defer b.mu.Unlock()
-	return b.b.Write(p)
-}
-
-func (b *syncBuffer) String() string {
-	b.mu.Lock()
-	defer b.mu.Unlock()
-	return b.b.String()
-}
-
 // A singleton that does not heed its context holds nothing up for more than a
 // second, is said by name, and keeps the process as a hold does.
 func TestSingletonThatDoesNotHeed(t *testing.T) {
@@ -321,7 +302,7 @@ func TestSingletonThatDoesNotHeed(t *testing.T) {
 	}
 	t.Run("handed over", func(t *testing.T) {
 		c := newChain(t)
-		log := &syncBuffer{}
+		log := &logBuffer{}
 		one := c.start("one", probation, func(cfg *Config) { cfg.Logger = slog.New(slog.NewTextHandler(log, nil)) })
 		begun, end := stubborn(one)
 		ln := c.listen(one, "tcp", "127.0.0.1:0")

@@ -8,35 +8,11 @@ import (
 	"log/slog"
 	"net"
 	"net/http"
-	"sync"
 	"testing"
 	"time"
 
 	"github.com/stretchr/testify/require"
 )
-
-// logBuffer is a log that a test looks into while it is written.
-type logBuffer struct {
-	mu sync.Mutex
-	b  bytes.Buffer
-}
-
-func (l *logBuffer) Write(b []byte) (int, error) {
-	l.mu.Lock()
-	defer l.mu.Unlock()
-	return l.b.Write(b)
-}
-
-func (l *logBuffer) String() string {
-	l.mu.Lock()
-	defer l.mu.Unlock()
-	return l.b.String()
-}
-
-// logTo has a Process write its log to a buffer.
-func logTo(l *logBuffer) func(*Config) {
-	return func(cfg *Config) { cfg.Logger = slog.New(slog.NewTextHandler(l, nil)) }
-}
 
 // stuck serves HTTP with one request under way that ends with the test, and
 // returns the error with which its client sees it end.

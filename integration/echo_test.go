@@ -7,7 +7,6 @@ import (
 	"fmt"
 	"io"
 	"net"
-	"sync"
 	"testing"
 	"time"
 
@@ -19,41 +18,14 @@ import (
 // talkers are clients that send lines to a TCP echo, each the next one when the last has come back. Where a connection
 // ends, it must end as a stream ends, with no part of a line on its way; the line that did not come back is sent again.
 type talkers struct {
-	cancel context.CancelFunc
-	wg     sync.WaitGroup
-
-	mu      sync.Mutex
-	changed chan struct{}
-	lines   int
-	ends    int
-	errs    []error
+	clients
+	lines, ends int
 }
 
 func (s *service) talkers(n int, addr string) *talkers {
-	ctx, cancel := context.WithCancel(s.ctx())
-	all := &talkers{cancel: cancel, changed: make(chan struct{})}
-	for i := range n {
-		all.wg.Go(func() {
-			if err := all.talk(ctx, i, addr); err != nil && ctx.Err() == nil {
-				all.note(func() { all.errs = append(all.errs, fmt.Errorf("client %d: %w", i, err)) })
-			}
-		})
-	}
-	s.t.Cleanup(all.stop)
-	return all
-}
-
-func (t *talkers) stop() {
-	t.cancel()
-	t.wg.Wait()
-}
-
-func (t *talkers) note(what func()) {
-	t.mu.Lock()
-	defer t.mu.Unlock()
-	what()
-	close(t.changed)
-	t.changed = make(chan struct{})
+	t := &talkers{}
+	t.begin(s, n, func(ctx context.Context, number int) error { return t.talk(ctx, number, addr) })
+	return t
 }
 
 func (t *talkers) talk(ctx context.Context, number int, addr string) error {
@@ -101,24 +73,12 @@ func (t *talkers) lineByLine(ctx context.Context, c net.Conn, number, serial int
 	}
 }
 
-// wait waits for n more lines.
-func (t *talkers) wait(ctx context.Context, n int) error {
+// more waits for n more lines.
+func (t *talkers) more(ctx context.Context, n int) error {
 	t.mu.Lock()
 	want := t.lines + n
 	t.mu.Unlock()
-	for {
-		t.mu.Lock()
-		enough, err, changed := t.lines >= want, errors.Join(t.errs...), t.changed
-		t.mu.Unlock()
-		if enough || err != nil {
-			return err
-		}
-		select {
-		case <-changed:
-		case <-ctx.Done():
-			return ctx.Err()
-		}
-	}
+	return t.wait(ctx, func() bool { return t.lines >= want })
 }
 
 // Connections of a protocol that is not HTTP are told of the drain, finish what they have read, and come back.
@@ -127,15 +87,14 @@ func TestRawConnectionsAcrossHandoffs(t *testing.T) {
 	s := newService(t)
 	old := waiter(s.serving("v1", "--tcp-echo", web, "--drain-spread", "500ms"))
 	all := s.talkers(clients, s.address(web))
-	require.NoError(t, all.wait(s.ctx(), 5*clients))
+	require.NoError(t, all.more(s.ctx(), 5*clients))
 	for g := 2; g < 2+handoffs; g++ {
 		_, next := s.upgrade(fmt.Sprintf("v%d", g), []string{"--wait=released"}, "--tcp-echo", web, "--drain-spread", "500ms")
 		s.exits(old, 0, fmt.Sprintf("generation %d, whose clients have gone", g-1))
-		require.NoError(t, all.wait(s.ctx(), 5*clients))
+		require.NoError(t, all.more(s.ctx(), 5*clients))
 		old = next
 	}
-	all.stop()
-	require.NoError(t, errors.Join(all.errs...))
+	require.NoError(t, all.stop())
 	require.Equal(t, clients*handoffs, all.ends, "every client was told at each handoff")
 }
 

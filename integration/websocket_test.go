@@ -2,11 +2,9 @@ package integration
 
 import (
 	"context"
-	"errors"
 	"fmt"
 	"net/http"
 	"strconv"
-	"sync"
 	"testing"
 	"time"
 
@@ -46,44 +44,18 @@ func exchange(ctx context.Context, conn *websocket.Conn, text string) error {
 // chatter is clients that exchange messages all the time, each over one WebSocket at a time. A goodbye with 1012 means
 // that the message was not taken: it is sent again over a new connection. Anything else is an error.
 type chatter struct {
-	cancel context.CancelFunc
-	wg     sync.WaitGroup
-
-	mu       sync.Mutex
-	changed  chan struct{}
+	clients
 	answers  map[uint64]int // by generation
 	restarts int
-	errs     []error
 }
 
-func (s *service) chatter(clients int, addr string) *chatter {
-	ctx, cancel := context.WithCancel(s.ctx())
-	c := &chatter{cancel: cancel, changed: make(chan struct{}), answers: map[uint64]int{}}
-	for i := range clients {
-		c.wg.Go(func() {
-			if err := c.client(ctx, i, addr); err != nil && ctx.Err() == nil {
-				c.note(func() { c.errs = append(c.errs, fmt.Errorf("client %d: %w", i, err)) })
-			}
-		})
-	}
-	s.t.Cleanup(c.stop)
+func (s *service) chatter(n int, addr string) *chatter {
+	c := &chatter{answers: map[uint64]int{}}
+	c.begin(s, n, func(ctx context.Context, number int) error { return c.chat(ctx, number, addr) })
 	return c
 }
 
-func (c *chatter) stop() {
-	c.cancel()
-	c.wg.Wait()
-}
-
-func (c *chatter) note(what func()) {
-	c.mu.Lock()
-	defer c.mu.Unlock()
-	what()
-	close(c.changed)
-	c.changed = make(chan struct{})
-}
-
-func (c *chatter) client(ctx context.Context, number int, addr string) error {
+func (c *chatter) chat(ctx context.Context, number int, addr string) error {
 	pace := time.NewTicker(2 * time.Millisecond)
 	defer pace.Stop()
 	last := uint64(0)
@@ -115,21 +87,9 @@ func (c *chatter) client(ctx context.Context, number int, addr string) error {
 	}
 }
 
-// wait waits until a generation has answered n messages.
-func (c *chatter) wait(ctx context.Context, generation uint64, n int) error {
-	for {
-		c.mu.Lock()
-		enough, err, changed := c.answers[generation] >= n, errors.Join(c.errs...), c.changed
-		c.mu.Unlock()
-		if enough || err != nil {
-			return err
-		}
-		select {
-		case <-changed:
-		case <-ctx.Done():
-			return ctx.Err()
-		}
-	}
+// answered waits until a generation has answered n messages.
+func (c *chatter) answered(ctx context.Context, generation uint64, n int) error {
+	return c.wait(ctx, func() bool { return c.answers[generation] >= n })
 }
 
 // WebSockets are told to come back, and meet the next generation. No message stays without an answer.
@@ -139,15 +99,14 @@ func TestWebSocketsAreToldToComeBack(t *testing.T) {
 	const spread = "500ms" // not all at once, and not for long
 	old := waiter(s.serving("v1", "--drain-spread", spread))
 	c := s.chatter(clients, s.address(web))
-	require.NoError(t, c.wait(s.ctx(), 1, 5*clients))
+	require.NoError(t, c.answered(s.ctx(), 1, 5*clients))
 	for g := uint64(2); g < 2+handoffs; g++ {
 		_, next := s.upgrade(fmt.Sprintf("v%d", g), []string{"--wait=released"}, "--drain-spread", spread)
-		require.NoError(t, c.wait(s.ctx(), g, 5*clients))
+		require.NoError(t, c.answered(s.ctx(), g, 5*clients))
 		s.exits(old, 0, fmt.Sprintf("generation %d, whose clients have gone", g-1))
 		old = next
 	}
-	c.stop()
-	require.NoError(t, errors.Join(c.errs...))
+	require.NoError(t, c.stop())
 	require.Equal(t, clients*handoffs, c.restarts, "every client was told at each handoff")
 }
 

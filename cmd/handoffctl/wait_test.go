@@ -80,19 +80,11 @@ func TestWaitEndsWithout(t *testing.T) {
 		},
 		{
 			name: "somebody silent", code: exitUnknown, stderr: "the process at the socket does not answer\n",
-			start: func(t *testing.T, path string) {
-				ln, err := net.ListenUnix("unixpacket", &net.UnixAddr{Name: path, Net: "unixpacket"})
-				require.NoError(t, err)
-				t.Cleanup(func() { ln.Close() })
-			},
+			start: startSilent,
 		},
 		{
 			name: "another program's socket", code: exitUsage, stderr: "a socket of another kind",
-			start: func(t *testing.T, path string) {
-				ln, err := net.Listen("unix", path)
-				require.NoError(t, err)
-				t.Cleanup(func() { ln.Close() })
-			},
+			start: startOther,
 		},
 		{
 			name: "a file", code: exitUsage, stderr: "not a socket",
@@ -134,4 +126,20 @@ func TestWaitDrainedWithCuts(t *testing.T) {
 	require.Equal(t, exitCut, got.code)
 	require.Contains(t, got.stderr, "cut at the drain deadline: 1 h2, 2 hijacked\n")
 	require.Contains(t, got.stdout, "drained: ")
+}
+
+// startSilent is a process at the socket that never answers.
+func startSilent(t *testing.T, path string) {
+	t.Helper()
+	ln, err := net.ListenUnix("unixpacket", &net.UnixAddr{Name: path, Net: "unixpacket"})
+	require.NoError(t, err)
+	t.Cleanup(func() { ln.Close() })
+}
+
+// startOther is another program's socket.
+func startOther(t *testing.T, path string) {
+	t.Helper()
+	ln, err := net.Listen("unix", path)
+	require.NoError(t, err)
+	t.Cleanup(func() { ln.Close() })
 }

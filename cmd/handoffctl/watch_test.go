@@ -4,7 +4,6 @@ import (
 	"bytes"
 	"context"
 	"encoding/json"
-	"net"
 	"path/filepath"
 	"strings"
 	"testing"
@@ -159,19 +158,11 @@ func TestWatchEnds(t *testing.T) {
 		},
 		{
 			name: "silence", code: exitUnknown, stderr: "time ran out after 300ms, nothing was seen: the process at the socket does not answer\n",
-			start: func(t *testing.T, path string) {
-				ln, err := net.ListenUnix("unixpacket", &net.UnixAddr{Name: path, Net: "unixpacket"})
-				require.NoError(t, err)
-				t.Cleanup(func() { ln.Close() })
-			},
+			start: startSilent,
 		},
 		{
 			name: "another program's socket", code: exitUsage, stderr: "a socket of another kind",
-			start: func(t *testing.T, path string) {
-				ln, err := net.Listen("unix", path)
-				require.NoError(t, err)
-				t.Cleanup(func() { ln.Close() })
-			},
+			start: startOther,
 		},
 	}
 	for _, tt := range tests {
