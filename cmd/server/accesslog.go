@@ -47,7 +47,9 @@ func (a *accessLog) ServeHTTP(w http.ResponseWriter, r *http.Request) {
 	seen := &accessWriter{ResponseWriter: w, requestID: requestID}
 	aborted := true
 	defer func() {
-		seen.header(http.StatusOK) // net/http answers 200 for a handler that gave no answer
+		if !aborted {
+			seen.header(http.StatusOK) // net/http answers 200 for a handler that gave no answer
+		}
 		generation, _ := a.id()
 		attrs := []slog.Attr{
 			slog.String("method", shorten(r.Method, maxRequestID)),
@@ -74,7 +76,8 @@ func (a *accessLog) ServeHTTP(w http.ResponseWriter, r *http.Request) {
 		w = seen
 	}
 	a.next.ServeHTTP(w, r)
-	aborted = false
+	// A handler that gives no answer at the drain's deadline has its connection closed.
+	aborted = seen.status == 0 && context.Cause(r.Context()) == handoff.ErrDrainDeadline
 }
 
 // identify sees to it that the header has a request id and a trace context, and

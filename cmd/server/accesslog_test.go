@@ -18,6 +18,7 @@ import (
 	"github.com/coder/websocket"
 	"github.com/stretchr/testify/require"
 
+	"github.com/fdhandoff/handoff/handoff"
 	"github.com/fdhandoff/handoff/internal/leak"
 )
 
@@ -91,6 +92,20 @@ func TestAccessLine(t *testing.T) {
 		"level": "INFO", "msg": "request", "method": "PUT", "path": "/path x", "status": 201.0, "bytes": 5.0, "protocol": "HTTP/1.1",
 		"host": "app.example", "generation": 7.0, "request_id": "id-1", "traceparent": goodTrace, "draining": false,
 	}, line)
+}
+
+// What is cut off at the drain's deadline before it was answered must not look
+// like a success.
+func TestAccessLineOfNoAnswer(t *testing.T) {
+	ctx, cancel := context.WithCancelCause(t.Context())
+	cancel(handoff.ErrDrainDeadline)
+	log := &syncBuffer{}
+	newAccessLog(http.HandlerFunc(func(http.ResponseWriter, *http.Request) {}), info, slog.New(slog.NewJSONHandler(log, nil))).
+		ServeHTTP(httptest.NewRecorder(), httptest.NewRequest("GET", "/", nil).WithContext(ctx))
+	var line map[string]any
+	require.NoError(t, json.Unmarshal([]byte(log.String()), &line))
+	require.Equal(t, 0.0, line["status"])
+	require.Equal(t, true, line["aborted"])
 }
 
 func TestAccessLineOfHandlers(t *testing.T) {
