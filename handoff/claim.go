@@ -29,8 +29,23 @@ func (p *Process) open(ctx context.Context, want Socket, n int, k kind) ([]*sock
 	for i := range all {
 		all[i] = &socket{want: want, reuse: n > 0, index: -1}
 	}
-	if err := p.sockets.claim(all, k); err != nil {
-		return nil, err
+	for {
+		wait, err := p.sockets.claim(all, k)
+		if err != nil {
+			return nil, err
+		}
+		if wait == nil {
+			break
+		}
+		// A spare that gave way has nothing to claim from until it has met the
+		// next incumbent, which has what would be opened afresh.
+		select {
+		case <-wait:
+		case <-p.done:
+			return nil, ErrNotServing
+		case <-ctx.Done():
+			return nil, context.Cause(ctx)
+		}
 	}
 	// Names are resolved and locks waited for without holding up the handoff,
 	// and not beyond this process's end.
@@ -48,20 +63,24 @@ func (p *Process) open(ctx context.Context, want Socket, n int, k kind) ([]*sock
 	return all, nil
 }
 
-// claim gives descriptors to as many of all as inherited sockets fit.
-func (set *socketSet) claim(all []*socket, k kind) error {
+// claim gives descriptors to as many of all as inherited sockets fit. Where the
+// set is a spare's between two incumbents it does nothing, and returns what is
+// closed when that is over.
+func (set *socketSet) claim(all []*socket, k kind) (wait <-chan struct{}, err error) {
 	set.mu.Lock()
 	defer set.mu.Unlock()
 	switch {
 	case set.closed:
-		return ErrNotServing
+		return nil, ErrNotServing
+	case set.detached != nil:
+		return set.detached, nil
 	case len(set.claimed)+len(all) > maxSockets:
-		return fmt.Errorf("handoff: listen %s: a process has at most %d sockets", all[0].want.Address, maxSockets)
+		return nil, fmt.Errorf("handoff: listen %s: a process has at most %d sockets", all[0].want.Address, maxSockets)
 	}
 	for _, s := range all {
 		set.inherit(s, k)
 	}
-	return nil
+	return nil, nil
 }
 
 // bindMissing opens fresh sockets for those of all that inherited none.

@@ -158,6 +158,8 @@ func (c Config) withDefaults() (Config, error) {
 	}
 	c.DrainSpread = min(max(c.DrainSpread, 0), c.DrainTimeout)
 	switch {
+	case len(c.Socket) > maxSocketPath:
+		return c, opError("start", c.Socket, ErrPathTooLong)
 	case c.Socket == "":
 		return c, fmt.Errorf("handoff: no control socket: set Config.Socket or %s", EnvSocket)
 	case c.SelfSocket != "" && sameFile(c.SelfSocket, c.Socket):
@@ -181,6 +183,14 @@ func (c Config) withDefaults() (Config, error) {
 	}
 	c.Checks = slices.Clone(c.Checks)
 	return c, checkChecks(c.Checks)
+}
+
+// Validate says what Start would refuse in c without looking at anything outside
+// it but the environment variables that it names; nil if nothing. It is safe for
+// concurrent use.
+func (c Config) Validate() error {
+	_, err := c.withDefaults()
+	return err
 }
 
 // Start joins the chain of generations at cfg.Socket. Where an incumbent serves
@@ -327,14 +337,18 @@ func (p *Process) File(name string, open func() (*os.File, error)) (*os.File, er
 // generation 1, after the incumbent's commit or death as its successor. A
 // standby waits here; OnState tells it is one. The error says why this process will not
 // serve: ErrRefused, ErrRevoked, ErrStopped, ErrProtocol, or what went wrong
-// when the sockets were to be served. If ctx ends, Ready returns its error and
-// changes nothing: call it again, or Close.
+// when the sockets were to be served. If ctx has ended already, Ready returns its
+// error and has told nothing. If it ends later, that ends this waiting only: the
+// process serves when it is its turn. Call Ready again, or Close.
 //
 // Config.Checks are run before anything is told. The error is ErrCheck, with
 // the name and error of each one that did not pass, and nothing has changed
 // then either. Those that passed together are not run again by another call. As a
 // successor their time is a part of the incumbent's ReadyTimeout.
 func (p *Process) Ready(ctx context.Context) error {
+	if ctx.Err() != nil {
+		return context.Cause(ctx)
+	}
 	if err := p.runChecks(ctx); err != nil {
 		return err
 	}
@@ -427,7 +441,16 @@ func (p *Process) Stop() {
 // After a handover that can still be taken back, Hammer applies once it can't.
 // Where this process is not on its way out, nothing happens but a line in the
 // log. Hammer does not block.
-func (p *Process) Hammer() { p.post(p.hammer) }
+func (p *Process) Hammer() {
+	p.post(func() {
+		select {
+		case <-p.stopped: // by a Stop that came before
+			p.feed(event{kind: evStop})
+		default:
+		}
+		p.hammer()
+	})
+}
 
 // Ending says that this process is being stopped with nobody to succeed it:
 // readiness probes should fail from here on. It is true before the process stops

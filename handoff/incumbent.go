@@ -57,7 +57,8 @@ func (p *Process) askToSucceed(l *link, f *frame) bool {
 // admit makes the asker's connection the younger link.
 func (p *Process) admit() {
 	l := p.asker
-	p.next++
+	// Older ones may be of a chain that ended before this one began.
+	p.next = max(p.next, p.living.highest()) + 1
 	l.side, l.number, l.id = sideYounger, p.next, rand.Text()[:10]
 	p.younger = l
 	p.setGeneration(p.Generation(), l.id)

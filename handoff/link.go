@@ -262,8 +262,10 @@ func (p *Process) sendFrame(a action) {
 	f := &frame{Type: a.msg, Reason: a.why}
 	switch a.msg {
 	case msgBusy:
-		f.RetryMS = busyRetryMS
+		f.RetryMS, f.Generation = busyRetryMS, p.next
 		f.Text = busyText(a.why)
+	case msgRefuse:
+		f.Code, f.Text = string(a.why), revokeText(a.why)
 	case msgWelcome:
 		p.welcome(f)
 	case msgGot:
@@ -273,7 +275,7 @@ func (p *Process) sendFrame(a action) {
 	case msgRelease:
 		f.Requests = p.ledger.list()
 	case msgRevoke:
-		f.Text = revokeText(a.why)
+		f.Text, f.Generation = revokeText(a.why), p.next
 		p.Logger().Warn("the successor is told to stop", "reason", string(a.why), "successor_pid", l.peer.PID)
 	case msgBye:
 		p.mu.Lock()

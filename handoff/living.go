@@ -32,6 +32,16 @@ func (v *living) report(from any, f *frame) {
 	v.reports[from] = all
 }
 
+// highest is the highest number among those that report.
+func (v *living) highest() (n uint64) {
+	for _, all := range v.reports {
+		for _, g := range all {
+			n = max(n, g.Generation)
+		}
+	}
+	return n
+}
+
 func (v *living) lost(from any) { delete(v.reports, from) }
 
 // source finds who reported the generation n.

@@ -228,6 +228,7 @@ type machine struct {
 	youngerMode Takeover
 	revoking    uint8 // retired links that have not ended
 
+	seeking   bool // nobody was met at the path yet, or not again: who serves is not known
 	appReady  bool // the program called Ready
 	wanted    bool // a handover was asked for before the successor was ready
 	stopping  bool // a stop waits: for a starting successor, or for the elder's last word
@@ -235,6 +236,7 @@ type machine struct {
 	asked     bool // this handover is how a stop is done
 	delays    bool // a plain stop is delayed
 	leaving   bool // it is being delayed: accepts, but takes no successor any more
+	out       bool // the service is taken out: whoever asks to succeed is refused
 	exclusive bool // some socket is declared exclusive, or some job is a singleton
 	held      bool // exclusive sockets and singletons wait for a revoked successor to end
 	released  bool // a successor confirmed that it is on its own
@@ -303,11 +305,11 @@ func (m *machine) step(ev event) []action {
 			o.shut()
 		}
 	case evNobody:
-		m.elder = phaseNone
+		m.elder, m.seeking = phaseNone, false
 		o.do(action{kind: actAnswer})
 		o.serveIfReady()
 	case evDialed:
-		m.elder = phaseHello
+		m.elder, m.seeking = phaseHello, false
 		o.start(timerOffer)
 	}
 	return o.acts

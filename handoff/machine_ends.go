@@ -149,16 +149,19 @@ func (o *steps) takeOut() {
 	m := o.m
 	switch {
 	case m.leaving || m.state == StateDraining && !m.released:
+		m.out = true
 		o.reply(replyAlready)
 	case !m.sole():
 		o.reply(replyNotNow)
 	default:
+		m.stopping, m.out = false, true
 		o.reply(replyOK)
-		m.stopping = false
 		if m.younger != phaseNone {
 			o.dismiss(whyDraining)
 		}
-		o.plainStop()
+		// Who was told busy asks again within the delay, and is refused.
+		m.leaving = true
+		o.do(action{kind: actDelayStop})
 	}
 }
 

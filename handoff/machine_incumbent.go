@@ -6,6 +6,10 @@ package handoff
 // successor holds descriptors. †
 func (o *steps) hello(mode Takeover) {
 	m := o.m
+	if m.out {
+		o.send(sideAsker, msgRefuse, whyDraining)
+		return
+	}
 	why := whyNone
 	switch {
 	case m.state == StateStarting || m.state == StateStandby:

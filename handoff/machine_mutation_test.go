@@ -88,6 +88,12 @@ func mutations() []mutation {
 			}
 			return step(m, ev)
 		}},
+		{"whoever looks for the incumbent again serves only when there is none", func(m *machine, ev event) []action {
+			if ev.kind == evAppReady {
+				m.seeking = false
+			}
+			return step(m, ev)
+		}},
 		{"at most one unrevoked successor holds descriptors", func(m *machine, ev event) []action {
 			if ev.kind == evHello && m.state == StateServing {
 				m.younger = phaseNone

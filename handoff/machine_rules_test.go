@@ -220,7 +220,7 @@ func (k *walker) runMoves(w world, i int, try func(string, func(*world) bool)) {
 		try(name(i, fmt.Sprint("answers the hello of ", j)), func(w *world) bool { return j != i && k.admit(w, i, j) })
 	}
 	try(name(i, "dials"), func(w *world) bool { return k.dial(w, i) })
-	if p.m.state == StateStarting && !p.m.appReady && (p.m.elder == phaseHeld || p.m.elder == phaseNone && !p.dialing) {
+	if p.m.state == StateStarting && !p.m.appReady && (p.m.elder == phaseHeld || p.m.elder == phaseNone) {
 		feed("calls Ready", event{kind: evAppReady})
 	}
 	if p.m.state == StateDraining || p.m.state == StateRevoked {

@@ -72,7 +72,7 @@ func (o *steps) again() {
 	o.stopTimers(sideElder)
 	o.do(action{kind: actCloseLink, side: sideElder})
 	o.do(action{kind: actDropSockets})
-	m.elder, m.got, m.state = phaseNone, false, StateStarting
+	m.elder, m.got, m.state, m.seeking = phaseNone, false, StateStarting, true
 	o.do(action{kind: actRetry})
 }
 
@@ -143,7 +143,7 @@ func (o *steps) standbyIfReady() {
 // whose incumbent died while it was starting.
 func (o *steps) serveIfReady() {
 	m := o.m
-	if m.appReady && m.state == StateStarting && m.elder == phaseNone {
+	if m.appReady && m.state == StateStarting && m.elder == phaseNone && !m.seeking {
 		m.state = StateServing
 		o.do(action{kind: actAccept})
 		o.outcome(outcomeReleased, whyNone)

@@ -506,7 +506,7 @@ type walkSetup struct {
 func (s walkSetup) start() world {
 	w := s.w
 	for i, mode := range s.modes {
-		w.procs[i].m = machine{mode: mode, exclusive: true, probation: s.prob, kill: s.kill, delays: s.delay}
+		w.procs[i].m = machine{mode: mode, exclusive: true, probation: s.prob, kill: s.kill, delays: s.delay, seeking: true}
 	}
 	w.procs[0].born, w.procs[0].holds = true, true
 	k := &walker{n: len(s.modes), step: (*machine).step}

@@ -127,8 +127,14 @@ func replyIn(acts []action) (reply, bool) {
 // after its answer was sent.
 func (p *Process) answerStop(n uint64) *frame {
 	f := p.okFrame("stopping")
-	if n == 0 || n == p.Generation() {
+	if n == 0 {
 		return f
+	}
+	if n == p.Generation() {
+		if p.living.source(n) == nil {
+			return f
+		}
+		return refusal("not_now", fmt.Sprintf("there are two generations %d: this one, and one that drains of a chain before it", n), "end the older one by its pid, or this one without a number")
 	}
 	f.Generation = n
 	if l := p.younger; l != nil && l.number == n {
@@ -138,6 +144,11 @@ func (p *Process) answerStop(n uint64) *frame {
 		}
 		f.Text = fmt.Sprintf("generation %d is sent away", n)
 		return f
+	}
+	for l := range p.retired {
+		if l.number == n && !l.closed {
+			return refusal("not_now", fmt.Sprintf("generation %d was revoked, and does not answer", n), "end that process if it hangs")
+		}
 	}
 	if !p.hurryOlder(n) {
 		return refusal("not_now", fmt.Sprintf("no generation %d is known here that could be stopped", n), "handoffctl status lists the living ones")

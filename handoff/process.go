@@ -98,6 +98,7 @@ func newProcess(cfg Config) *Process {
 	}
 	p.life, p.die = context.WithCancel(context.Background())
 	p.program = program{PID: os.Getpid(), Label: cfg.Label, Request: cfg.Request, Started: p.started}
+	p.m.seeking = true
 	p.m.mode, p.m.probation, p.m.delays = cfg.Takeover, cfg.Probation > 0, cfg.StopDelay > 0 || cfg.BeforeStop != nil
 	return p
 }
@@ -271,9 +272,10 @@ func (p *Process) perform(a action) {
 		p.resume(true)
 		p.resumeSingletons()
 	case actStopAccepting:
-		p.pauseSingletons()
+		// Somebody else has the sockets; the singletons' end may take a moment.
 		p.sockets.stopAccepting(p.younger != nil)
 		p.control.close()
+		p.pauseSingletons()
 	case actDropSockets:
 		if p.m.state == StateGone {
 			p.sockets.stop()
@@ -344,8 +346,12 @@ func (p *Process) link(s side) *link {
 
 // beginServing accepts on everything, and closes what nobody asked for.
 func (p *Process) beginServing() bool {
+	err := p.refill() // of a spare whose next incumbent died while it sent
 	p.dropUnclaimed()
-	if err := p.sockets.accept(); err != nil {
+	if err == nil {
+		err = p.sockets.accept()
+	}
+	if err != nil {
 		p.Logger().Error("can't serve", "error", err)
 		if p.m.elder != phaseNone || p.intake.total == 0 {
 			p.setErr(err)

@@ -24,17 +24,18 @@ const (
 
 // Bounds of everything a peer may make us hold.
 const (
-	maxNameLen    = 128    // bytes in the name of a socket or file
-	maxTextLen    = 512    // bytes in a label, a request id, an explanation
-	maxSockets    = 10_000 // in one handoff
-	maxRejects    = 200    // in one frame
-	maxRequests   = 32     // request ids that are remembered
-	maxOlder      = 64     // draining generations that one frame reports
-	maxFileNames  = 256    // names of other descriptors that a hello may ask for
-	socketsPage   = 64     // sockets in one answer to an operator
-	maxPollMillis = 60_000 // an operator's long poll
-	maxExclusive  = 2000   // exclusive sockets in one handoff
-	maxListed     = 64     // names or kinds that one generation reports
+	maxNameLen    = 128     // bytes in the name of a socket or file
+	maxTextLen    = 512     // bytes in a label, a request id, an explanation
+	maxSockets    = 10_000  // in one handoff
+	maxRejects    = 200     // in one frame
+	maxRequests   = 32      // request ids that are remembered
+	maxOlder      = 64      // draining generations that one frame reports
+	maxFileNames  = 256     // names of other descriptors that a hello may ask for
+	socketsPage   = 64      // sockets in one answer to an operator
+	maxPollMillis = 60_000  // an operator's long poll
+	maxExclusive  = 2000    // exclusive sockets in one handoff
+	maxListed     = 64      // names or kinds that one generation reports
+	maxGeneration = 1 << 53 // any number in JSON is exact up to here
 
 	// Bytes of JSON in one frame, so that both lists and the rest of a status
 	// fit it whatever was in them.
@@ -269,6 +270,9 @@ func (f *frame) check() error {
 			return fmt.Errorf("%s: negative number %d", f.Type, n)
 		}
 	}
+	if f.Generation > maxGeneration || f.Program != nil && f.Program.Generation > maxGeneration {
+		return fmt.Errorf("%s: a generation's number is too large", f.Type)
+	}
 	if f.First > maxSockets+1-len(f.Sockets) || f.Total > maxSockets+1 || len(f.Sockets) > maxBatch || len(f.Rejected) > maxRejects ||
 		len(f.Files) > maxFileNames || len(f.Older) > maxOlder || len(f.Requests) > maxRequests {
 		return fmt.Errorf("%s: a list is longer than allowed", f.Type)
@@ -307,6 +311,9 @@ func (f *frame) checkReports() error {
 		all = append(slices.Clone(all), *f.Self)
 	}
 	for _, g := range all {
+		if g.Generation > maxGeneration {
+			return errors.New("a generation's number is too large")
+		}
 		if len(g.Unclaimed) > maxListed || len(g.Open) > maxListed || len(g.Holds) > maxListed {
 			return errors.New("a list is longer than allowed")
 		}

@@ -2,10 +2,12 @@ package handoff
 
 import (
 	"context"
+	"fmt"
 	"log/slog"
 	"net"
 	"os"
 	"path/filepath"
+	"strings"
 	"testing"
 	"time"
 
@@ -317,4 +319,148 @@ func TestWhatDoesNotAcceptIsMended(t *testing.T) {
 	_, err = c.client().Status(c.ctx)
 	require.NoError(t, err)
 	require.NoError(t, pc.Close())
+}
+
+// spareBetween makes a spare that had to give way to a standby, and looks for
+// the next incumbent.
+func (c *chain) spareBetween() (one, spare, two *Process, ln net.Listener) {
+	c.t.Helper()
+	one, ln = c.serve("one")
+	spare = c.start("spare", mode(Spare))
+	two = c.start("two", mode(Standby))
+	c.until("the spare gives way", func() (gone bool) {
+		spare.ask(func() { gone = spare.m.seeking })
+		return gone
+	})
+	return one, spare, two, ln
+}
+
+// A spare that looks for the next incumbent does not serve because its program
+// becomes ready meanwhile: somebody else does.
+func TestSpareBecomesReadyBetweenIncumbents(t *testing.T) {
+	c := newChain(t)
+	one, spare, two, ln := c.spareBetween()
+	ready := make(chan error, 1)
+	go func() { ready <- spare.Ready(c.ctx) }()
+	c.until("Ready is heard", func() (heard bool) {
+		spare.ask(func() { heard = spare.m.appReady })
+		return heard
+	})
+	require.Equal(t, StateStarting, spare.State())
+	require.Equal(t, "1", asked(t, ln.Addr()))
+	require.NoError(t, two.Close())
+	c.reach(spare, StateStandby)
+	require.NoError(t, one.Close())
+	require.NoError(t, <-ready)
+}
+
+// What a spare asks for between two incumbents it gets from the next one.
+func TestSpareListensBetweenIncumbents(t *testing.T) {
+	c := newChain(t)
+	one, spare, two, ln := c.spareBetween()
+	type result struct {
+		ln  net.Listener
+		err error
+	}
+	listening := make(chan result, 1)
+	go func() {
+		ln, err := spare.Listen(c.ctx, "tcp", ln.Addr().String())
+		listening <- result{ln, err}
+	}()
+	require.NoError(t, two.Close())
+	r := <-listening
+	require.NoError(t, r.err)
+	greet(spare, r.ln)
+	ready := make(chan error, 1)
+	go func() { ready <- spare.Ready(c.ctx) }()
+	c.reach(spare, StateStandby)
+	require.NoError(t, one.Close())
+	require.NoError(t, <-ready)
+	require.Equal(t, fmt.Sprint(spare.Generation()), asked(t, r.ln.Addr()))
+}
+
+// A spare that outlives its chain gives no number that the chain has given.
+func TestSpareCountsOn(t *testing.T) {
+	c := newChain(t)
+	one, spare, two, _ := c.spareBetween()
+	given := two.Generation()
+	require.NoError(t, two.Close())
+	require.NoError(t, one.Close())
+	require.NoError(t, spare.Ready(c.ctx))
+	require.Greater(t, spare.Generation(), given)
+}
+
+// Whoever waits for its turn is refused when the service is taken out, and does
+// not become the first of another chain.
+func TestDrainRefusesWhoWaits(t *testing.T) {
+	c := newChain(t)
+	one, _ := c.serve("one")
+	two := c.start("two", mode(Standby))
+	var log logBuffer
+	waiting := make(chan error, 1)
+	go func() {
+		cfg := c.config("three")
+		logTo(&log)(&cfg)
+		_, err := Start(c.ctx, cfg)
+		waiting <- err
+	}()
+	c.until("the third is told busy", func() bool { return strings.Contains(log.String(), "the incumbent is busy") })
+	go one.Wait(c.ctx)
+	_, err := c.client().DrainAndWait(c.ctx)
+	require.NoError(t, err)
+	err = <-waiting
+	require.ErrorIs(t, err, ErrRefused)
+	require.ErrorContains(t, err, "taken out")
+	<-two.Done()
+}
+
+// Hammer comes after the Stop that was called before it.
+func TestStopAndHammerAtOnce(t *testing.T) {
+	for range 20 {
+		t.Run("", func(t *testing.T) {
+			c := newChain(t)
+			p, _, ended := c.stuck("one", func(cfg *Config) { cfg.DrainTimeout = time.Hour })
+			p.Stop()
+			p.Hammer()
+			require.Equal(t, map[string]int{"active": 1}, c.wait(p).Cut)
+			<-ended
+		})
+	}
+}
+
+func TestReadyWithAnEndedContext(t *testing.T) {
+	c := newChain(t)
+	p := c.start("one")
+	ctx, cancel := context.WithCancel(c.ctx)
+	cancel()
+	require.ErrorIs(t, p.Ready(ctx), context.Canceled)
+	heard := true
+	p.ask(func() { heard = p.m.appReady })
+	require.False(t, heard)
+	c.ready(p)
+}
+
+// A generation of an earlier chain may have the number of this one: neither is
+// stopped in the other's place.
+func TestStopOfANumberThatTwoHave(t *testing.T) {
+	c := newChain(t)
+	one, _, ended := c.stuck("one", func(cfg *Config) { cfg.DrainTimeout = time.Hour })
+	two, _ := c.serve("two")
+	c.reach(one, StateDraining)
+	two.Stop()
+	c.wait(two)
+	again, _ := c.serve("again")
+	require.EqualValues(t, 1, again.Generation())
+	c.until("the older one has registered", func() (registered bool) {
+		again.ask(func() { _, registered = again.living.source(1).(*conn) })
+		return registered
+	})
+	_, err := c.client().StopGeneration(c.ctx, 1)
+	var no *RemoteError
+	require.ErrorAs(t, err, &no)
+	require.Equal(t, CodeNotNow, no.Code)
+	require.Equal(t, StateServing, again.State())
+	one.Hammer()
+	<-ended
+	c.wait(one)
 }

@@ -46,7 +46,7 @@ import (
 type Signals struct {
 	// Reload reads again what may have changed, such as configuration and
 	// certificates. An error is logged and ends nothing: keep what was in force.
-	// nil ignores the signal, with a line of the log.
+	// nil ignores the signal, the hooks aside, with a line of the log.
 	Reload func() error
 
 	// Reopen opens log files anew, after they were moved away. Errors and nil are
@@ -204,7 +204,7 @@ func (p *Process) obey(sig os.Signal) {
 // callback calls what the program has the signal mean.
 func (p *Process) callback(sig os.Signal, f func() error) {
 	if f == nil {
-		p.Logger().Warn("this program gives the signal no meaning: ignored", "signal", signalName(sig))
+		p.Logger().Warn("beside hooks this program gives the signal no meaning: ignored", "signal", signalName(sig), "hint", "to hand over, start the next version")
 		return
 	}
 	if err := f(); err != nil {

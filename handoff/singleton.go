@@ -104,6 +104,7 @@ func (p *Process) pauseSingletons() {
 			j.cancel(ErrNotServing)
 		}
 	}
+	begun := time.Now()
 	grace := time.NewTimer(singletonGrace)
 	defer grace.Stop()
 	for _, j := range p.jobs.all {
@@ -113,6 +114,10 @@ func (p *Process) pauseSingletons() {
 		select {
 		case <-j.ended:
 		case <-grace.C:
+			if time.Since(begun) > singletonGrace+lateAfter {
+				// This process was stopped itself, and so was the job.
+				waitFor(j.ended, singletonGrace)
+			}
 			grace.Reset(0) // for the others
 		}
 		if isClosed(j.ended) {
@@ -134,4 +139,14 @@ func (p *Process) revokedSingletons() bool {
 		}
 	}
 	return false
+}
+
+// waitFor waits until ended is closed, for a while.
+func waitFor(ended <-chan struct{}, most time.Duration) {
+	t := time.NewTimer(most)
+	defer t.Stop()
+	select {
+	case <-ended:
+	case <-t.C:
+	}
 }

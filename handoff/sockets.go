@@ -27,12 +27,13 @@ type socket struct {
 // socketSet is everything that this process can hand over, by name.
 type socketSet struct {
 	mu        sync.Mutex
-	claimed   []*socket // asked for by the program, in that order
-	unclaimed []*socket // inherited, and not asked for yet
-	givenUp   []*socket // inherited, asked for, and closed again before Ready
-	writing   []*socket // packet sockets that another process reads now: what was read here is still answered
-	serving   bool      // new ones accept at once
-	parked    bool      // new ones too, and are not the successor's
+	claimed   []*socket     // asked for by the program, in that order
+	unclaimed []*socket     // inherited, and not asked for yet
+	givenUp   []*socket     // inherited, asked for, and closed again before Ready
+	writing   []*socket     // packet sockets that another process reads now: what was read here is still answered
+	serving   bool          // new ones accept at once
+	parked    bool          // new ones too, and are not the successor's
+	detached  chan struct{} // closed when a spare that had to let go has its sockets again; nil: it has not
 	closed    bool
 }
 
@@ -367,12 +368,15 @@ func (set *socketSet) detach() {
 		u.closeDescriptor(false)
 	}
 	set.unclaimed, set.givenUp = nil, nil
+	if set.detached == nil {
+		set.detached = make(chan struct{})
+	}
 }
 
 // refill is detach's other half: what the program asked for once is claimed or
 // opened again.
 func (set *socketSet) refill(ctx context.Context) error {
-	return set.each(func(s *socket) error {
+	err := set.each(func(s *socket) error {
 		if s.d != nil {
 			return nil
 		}
@@ -384,4 +388,11 @@ func (set *socketSet) refill(ctx context.Context) error {
 		}
 		return s.refresh()
 	})
+	set.mu.Lock()
+	defer set.mu.Unlock()
+	if err == nil && set.detached != nil {
+		close(set.detached)
+		set.detached = nil
+	}
+	return err
 }

@@ -11,6 +11,10 @@ import (
 // hookTimeout is how long BeforeStop and AfterDrain may take.
 const hookTimeout = 10 * time.Second
 
+// outDelay is how long a process that is taken out goes on at least: whoever was
+// told busy asks again meanwhile, and learns that there is nothing to succeed.
+const outDelay = 5 * busyRetryMS * time.Millisecond
+
 // setEnding turns readiness false.
 func (p *Process) setEnding() {
 	p.mu.Lock()
@@ -22,17 +26,21 @@ func (p *Process) setEnding() {
 // turn away, while everything is still accepted.
 func (p *Process) delayStop() {
 	p.setEnding()
-	p.Logger().Info("stopping: not ready any more, but still accepting", "delay", p.cfg.StopDelay)
+	delay := p.cfg.StopDelay
+	if p.m.out {
+		delay = max(delay, outDelay)
+	}
+	p.Logger().Info("stopping: not ready any more, but still accepting", "delay", delay)
 	hammered := p.hammered
 	p.work.Go(func() {
 		if p.cfg.BeforeStop != nil {
 			p.callHook("BeforeStop", hammered, p.cfg.BeforeStop)
 		}
-		p.post(func() { p.deadline = time.Now().Add(p.cfg.StopDelay); p.changed() })
-		delay := time.NewTimer(p.cfg.StopDelay)
-		defer delay.Stop()
+		p.post(func() { p.deadline = time.Now().Add(delay); p.changed() })
+		over := time.NewTimer(delay)
+		defer over.Stop()
 		select {
-		case <-delay.C:
+		case <-over.C:
 		case <-hammered: // the machine knows already
 		case <-p.life.Done():
 		}

@@ -102,7 +102,7 @@ func (p *Process) first(d *descriptor, file fileID) {
 	}
 	p.control.hold(p.cfg.Socket, d, file)
 	// A spare that outlived its chain goes on counting.
-	p.next = p.Generation() + 1
+	p.next = max(p.next, p.Generation()) + 1
 	p.setGeneration(p.next, "")
 	p.Logger().Info("no incumbent at the path: this is the first generation", "socket", p.cfg.Socket)
 	if p.cfg.Takeover != Auto {
@@ -186,6 +186,7 @@ func (p *Process) fromElder(l *link, f *frame, fds []*descriptor) error {
 			level = slog.LevelInfo // once for each reason
 		}
 		p.busy = f.Text
+		p.noteNumber(f.Generation)
 		p.Logger().Log(p.life, level, "the incumbent is busy, asking again", "reason", string(f.Reason), "text", f.Text)
 	case msgRefuse:
 		p.fault = fmt.Errorf("%w: %s", ErrRefused, f.Text)
@@ -195,6 +196,7 @@ func (p *Process) fromElder(l *link, f *frame, fds []*descriptor) error {
 		p.ledger.merge(f.Requests)
 	case msgRevoke:
 		p.Logger().Warn("revoked by the incumbent", "reason", string(f.Reason), "text", f.Text)
+		p.noteNumber(f.Generation)
 		if p.m.state != StateServing {
 			p.fault = fmt.Errorf("%w: %s", ErrRevoked, f.Text)
 			if p.m.mode == Spare && f.Reason == whyDisplaced {
@@ -211,6 +213,14 @@ func (p *Process) fromElder(l *link, f *frame, fds []*descriptor) error {
 		}
 	}
 	return nil
+}
+
+// noteNumber remembers the highest number that the incumbent has given: a spare may
+// have to go on counting.
+func (p *Process) noteNumber(n uint64) {
+	if p.Generation() > 0 {
+		p.next = max(p.next, n)
+	}
 }
 
 // take checks a batch against its manifest and keeps it. On error everything is

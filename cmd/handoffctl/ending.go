@@ -52,9 +52,9 @@ func newStop(a *app) *cobra.Command {
 drains and ends. How far it got is printed on stderr meanwhile.
 
 With --generation it is about that one. If it drains, or was revoked, it closes
-at once what it has open; one that waits or starts is sent away; the one that
-answers is stopped as above. One that serves in probation is not stopped: roll
-back instead.`,
+at once what it has open, which counts as done (exit 0) and is said; one that
+waits or starts is sent away; the one that answers is stopped as above. One that
+serves in probation is not stopped: roll back instead.`,
 		Example: `  handoffctl stop
   handoffctl stop --generation 3 --timeout 5s
   handoffctl stop --wait=accepted --json`,
@@ -80,7 +80,6 @@ back instead.`,
 	}
 	choiceFlag(cmd, wait, "wait", "what to wait `FOR`")
 	cmd.Flags().Uint64Var(&generation, "generation", 0, "`NUMBER` of the generation to stop (default the one that answers)")
-	cmd.Flags().Lookup("generation").DefValue = "" // 0 is none; the text says what is meant
 	a.timeoutFlag(cmd, waitTimeout)
 	return cmd
 }

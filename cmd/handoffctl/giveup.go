@@ -25,6 +25,10 @@ func (u *upgrade) giveUp(ctx context.Context, why *failure, commandFailed bool) 
 	case err == nil:
 		f := &failure{code: exitRefused, text: why.text + "; the request is withdrawn", hint: cmp.Or(why.hint, u.blocked())}
 		u.r.Outcome = handoff.OutcomeWithdrawn
+		if n := u.strangers(); n != 0 {
+			f.code = exitUnknown
+			f.hint = fmt.Sprintf("generation %d took over meanwhile without this request's id: if that is CMD, HANDOFF_REQUEST did not reach it", n)
+		}
 		return u.endChild(u.serving(ctx, f))
 	case !refused && !errors.Is(err, handoff.ErrNobody):
 		f := &failure{code: exitUnknown, text: fmt.Sprintf("%s; the request could not be withdrawn: %s", why.text, explain(err).text), err: err}
@@ -102,6 +106,21 @@ func (u *upgrade) withdraw(ctx context.Context) error {
 	defer cancel()
 	_, err := u.f.c.Withdraw(ctx, u.t.request)
 	return err
+}
+
+// strangers looks for a generation that came by another request while this one
+// was waited for, and has the service; 0 is none.
+func (u *upgrade) strangers() uint64 {
+	st := u.f.last
+	if st == nil || u.before == 0 {
+		return 0
+	}
+	for _, g := range st.Generations {
+		if g.State == "serving" && g.Generation > u.before && g.Request != u.t.request {
+			return g.Generation
+		}
+	}
+	return 0
 }
 
 // serving adds who serves after all of it.

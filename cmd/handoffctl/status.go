@@ -128,6 +128,9 @@ func lastHandoff(st *handoff.Status) string {
 	if l == nil {
 		return "none"
 	}
+	if l.From == 0 { // it had nobody to take over from
+		return fmt.Sprintf("none; generation %d has served for %s", l.To, age(st.Time.Sub(l.Time).Seconds()))
+	}
 	s := fmt.Sprintf("%d to %d %s %s ago", l.From, l.To, words(l.Outcome), age(st.Time.Sub(l.Time).Seconds()))
 	if l.Reason != "" {
 		s += ": " + words(l.Reason)

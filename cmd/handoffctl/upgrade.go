@@ -91,6 +91,7 @@ type upgrade struct {
 	final   bool   // the failure is: there is nothing to withdraw or to end
 	child   *child // nil if CMD was not started by this run
 	unlock  func() // lets other runs with the same request id look
+	before  uint64 // the generation that answered at the beginning; 0: nobody did
 }
 
 func (u *upgrade) run(ctx context.Context, c *handoff.Client) error {
@@ -150,9 +151,18 @@ func (u *upgrade) known(ctx context.Context) (progress, error) {
 		return progress{}, nil // CMD will be the first
 	}
 	if err != nil {
-		return progress{}, err
+		f := explain(err)
+		if isTimeout(err) {
+			// It may be stopped or hung; a successor would wait for it as well.
+			f = &failure{
+				code: exitUnknown, text: fmt.Sprintf("the process at %s does not answer", u.f.c.Socket), err: err,
+				hint: "it may be stopped or hung: look at it, and end it if it stays so",
+			}
+		}
+		f.text += "; CMD was not started"
+		return progress{}, f
 	}
-	u.f.last, u.f.seen = st, true
+	u.f.last, u.f.seen, u.before = st, true, st.Generation
 	return u.t.in(st), nil
 }
 

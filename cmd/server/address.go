@@ -64,13 +64,18 @@ func (a *addresses) parse(spec string, packet bool) (handoff.Socket, error) {
 		return s, err
 	}
 	name, address := s.Network+" "+s.Name, s.Network+" "+s.Address
-	_, port, _ := net.SplitHostPort(s.Address)
 	switch {
 	case a.names[name]:
-		return s, fmt.Errorf("the name %s is used twice; give one of them another NAME=", s.Name)
-	case a.bound[address] && port != "0":
+		return s, fmt.Errorf("the name %s is used twice; use another address, or give one of them another NAME=", s.Name)
+	case a.taken(s.Network, s.Address):
 		return s, fmt.Errorf("the address %s is used twice", s.Address)
 	}
 	a.names[name], a.bound[address] = true, true
 	return s, nil
+}
+
+// taken tells whether the address has a socket already. Port 0 is another one each time.
+func (a *addresses) taken(network, address string) bool {
+	_, port, _ := net.SplitHostPort(address)
+	return a.bound[network+" "+address] && port != "0"
 }

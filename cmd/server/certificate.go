@@ -56,7 +56,7 @@ func loadPair(certFile, keyFile string) (*pair, error) {
 	}
 	c, err := tls.X509KeyPair(cert, key)
 	if err != nil {
-		return nil, err
+		return nil, fmt.Errorf("%s with %s: %w", certFile, keyFile, err)
 	}
 	sum := sha256.New()
 	fmt.Fprintf(sum, "%d ", len(cert))
@@ -150,7 +150,7 @@ func (c *certificate) replaceLocked(p *pair) {
 	c.now.Store(p)
 	leaf := p.Leaf
 	attrs := []any{
-		"subject", leaf.Subject.String(), "names", leaf.DNSNames, "serial", leaf.SerialNumber.Text(16),
+		"subject", leaf.Subject.String(), "names", leaf.DNSNames, "addresses", leaf.IPAddresses, "serial", leaf.SerialNumber.Text(16),
 		"not_after", leaf.NotAfter, "cert", c.files.cert,
 	}
 	if time.Now().After(leaf.NotAfter) {

@@ -48,8 +48,12 @@ func loadOptions(args, environ []string) (options, error) {
 	if err == nil { // or what is missing may be what was not understood
 		err = o.missing()
 	}
-	return o, errors.Join(
+	err = errors.Join(
 		err, o.readDurations(), o.readAddresses(), o.readSite(), o.readCertificate(), o.readLog())
+	if err == nil {
+		err = o.config.Validate()
+	}
+	return o, err
 }
 
 func (o *options) missing() error {
@@ -132,6 +136,8 @@ func (o *options) readAddresses() error {
 		var err error
 		if o.preview.network, o.preview.address, err = parseAddress(s.preview, false); err != nil {
 			errs = append(errs, fmt.Errorf("%s %q: %w", s.where("preview"), s.preview, err))
+		} else if all.taken(o.preview.network, o.preview.address) {
+			errs = append(errs, fmt.Errorf("%s %q: the address %s is used twice", s.where("preview"), s.preview, o.preview.address))
 		}
 	}
 	return errors.Join(errs...)

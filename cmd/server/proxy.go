@@ -3,6 +3,7 @@ package main
 import (
 	"context"
 	"errors"
+	"fmt"
 	"io"
 	"log/slog"
 	"net"
@@ -10,6 +11,7 @@ import (
 	"net/http/httputil"
 	"net/url"
 	"path/filepath"
+	"strings"
 	"sync"
 	"sync/atomic"
 	"time"
@@ -135,6 +137,11 @@ func (p *proxy) rewrite(r *httputil.ProxyRequest) {
 	r.SetURL(target)
 	r.Out.Host = r.In.Host
 	r.Out.URL.RawQuery = r.In.URL.RawQuery // nothing here depends on how it is understood
+	for name := range r.Out.Header {
+		if strings.HasPrefix(name, "X-Forwarded-") {
+			r.Out.Header.Del(name)
+		}
+	}
 	r.SetXForwarded()
 	if len(r.In.Trailer) > 0 {
 		// net/http puts the values into the map of the inbound request when the
@@ -146,6 +153,9 @@ func (p *proxy) rewrite(r *httputil.ProxyRequest) {
 // modify sees the backend's answer before the client does. Where the backend
 // is a server of this kind too, the generation is the nearer one's.
 func (p *proxy) modify(resp *http.Response) error {
+	if resp.StatusCode < 100 {
+		return fmt.Errorf("the backend's status is %d", resp.StatusCode) // net/http panics at it
+	}
 	p.id.state(resp.Header)
 	x := exchangeOf(resp.Request)
 	x.answered.Store(true)

@@ -108,13 +108,13 @@ func (s *server) serve() (handoff.Report, error) {
 	config.OnHammer = func() { s.log.goroutines(s.logger()) }
 	config.Signals = &handoff.Signals{Reload: s.reload, Reopen: s.log.reopen}
 	p, err := handoff.Start(context.Background(), config)
+	// One that comes when all is over must not change the exit code.
+	outlive(syscall.SIGTERM, syscall.SIGINT)
 	if err != nil {
 		return handoff.Report{}, err
 	}
 	defer p.Close()
 	s.process.Store(p)
-	// One that comes when all is over must not change the exit code.
-	outlive(syscall.SIGTERM, syscall.SIGINT)
 	if err := s.serveOn(p); err != nil {
 		p.Close()
 		report, _ := p.Wait(context.Background())
