@@ -43,11 +43,16 @@
 //
 // # Where to read on
 //
-// handoff.go is the public API from top to bottom; machine.go the states;
-// process.go the loop that obeys them; successor.go and incumbent.go the two
-// sides of a link; answer.go and operator.go what else comes through the control
-// socket; selfsocket.go the one that is this process's only; signals.go what
-// signals mean; sockets.go and claim.go the named set, listener.go and packetconn.go what
-// a program holds of it; scmrights.go and unixsock.go what the kernel does; drain.go
-// the drain, of which http.go, track.go and hold.go have their parts. docs/protocol.md is the same for other languages.
+// To use the package, begin with ListenAndServe, Config and Signals; for more
+// than one HTTP server go on with Start, Process.Listen, Process.Ready and
+// Process.Wait.
+//
+// The files are for whoever reads the code: handoff.go is the public API from top
+// to bottom; machine.go the states; process.go the loop that obeys them;
+// successor.go and incumbent.go the two sides of a link; answer.go and operator.go
+// what else comes through the control socket; selfsocket.go the one that is this
+// process's only; signals.go what signals mean; sockets.go and claim.go the named
+// set, listener.go and packetconn.go what a program holds of it; scmrights.go and
+// unixsock.go what the kernel does; drain.go the drain, of which http.go, track.go
+// and hold.go have their parts. docs/protocol.md is the same for other languages.
 package handoff

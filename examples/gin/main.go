@@ -1,18 +1,23 @@
 // Command gin is a gin server that its next version replaces: a request under
 // way is answered by the version that got it, the next one by the next version.
 //
+//	(cd ../.. && make build) && export PATH=$PATH:$PWD/../../bin
 //	go build -o pong .
 //	go build -o pong1 -ldflags "-X main.answer=pong1" .
-//	mkdir -m 700 run && export HANDOFF_SOCKET=$PWD/run/control
+//	mkdir -p -m 700 run && export HANDOFF_SOCKET=$PWD/run/control
 //	./pong &
+//	handoffctl wait --for=serving
 //	curl http://127.0.0.1:8080/ping &   # 5 s later: pong
-//	./pong1 &
+//	sleep 1                             # curl has to be there first
+//	handoffctl upgrade --wait=committed -- ./pong1
 //	curl http://127.0.0.1:8080/ping     # 5 s later: pong1
+//	handoffctl wait --for=drained && handoffctl stop
 package main
 
 import (
 	"cmp"
 	"context"
+	"errors"
 	"log"
 	"net/http"
 	"os"
@@ -39,7 +44,8 @@ func main() {
 		ReadHeaderTimeout: 10 * time.Second,
 	}
 	cfg := handoff.Config{Label: answer, Signals: &handoff.Signals{}}
-	if err := handoff.ListenAndServe(context.Background(), cfg, srv); err != nil {
+	err := handoff.ListenAndServe(context.Background(), cfg, srv)
+	if err != nil && !errors.Is(err, handoff.ErrStopped) { // ErrStopped: stopped before it served
 		log.Fatal(err)
 	}
 }
