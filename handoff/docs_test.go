@@ -295,7 +295,7 @@ func TestDocumentedLimits(t *testing.T) {
 	limits := map[string]int{
 		"maxFrame": maxFrame, "maxBatch": maxBatch, "kernelMaxFDs": kernelMaxFDs, "maxSockets": maxSockets, "maxNameLen": maxNameLen,
 		"maxTextLen": maxTextLen, "maxFileNames": maxFileNames, "maxRejects": maxRejects, "maxRequests": maxRequests, "maxOlder": maxOlder,
-		"maxRequestsSize": maxRequestsSize, "maxOlderSize": maxOlderSize, "maxHoldsSize": maxHoldsSize, "maxListed": maxListed, "maxExclusive": maxExclusive,
+		"maxRequestsSize": maxRequestsSize, "maxOlderSize": maxOlderSize, "maxHoldsSize": maxHoldsSize, "maxListed": maxListed, "maxExclusive": maxExclusive, "maxGeneration": maxGeneration,
 		"socketsPage": socketsPage, "maxPollMillis": maxPollMillis, "maxConns": maxConns, "maxSocketPath": maxSocketPath,
 	}
 	// Every constant of the package that is called a maximum is a limit, but

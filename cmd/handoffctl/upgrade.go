@@ -41,7 +41,7 @@ interrupt ends the attempt: nothing has changed then (exit 1). Where nobody
 serves yet none is run. Once committed a repeated --request-id runs none again.`,
 		Example: `  handoffctl upgrade -- ./app-v2 --config app.toml
   handoffctl upgrade --precheck 'curl -fsS http://127.0.0.1:8081/' -- ./app-v2 --preview 127.0.0.1:8081
-  handoffctl upgrade --request-id deploy-42 --wait=drained --timeout 5m -- systemd-run -E HANDOFF_SOCKET -E HANDOFF_REQUEST app-v2`,
+  handoffctl upgrade -- systemd-run -E HANDOFF_SOCKET -E HANDOFF_REQUEST -E HANDOFF_TAKEOVER app-v2`,
 		Args: func(cmd *cobra.Command, args []string) error {
 			switch {
 			case len(args) == 0:

@@ -11,6 +11,7 @@ import (
 	"net"
 	"net/http"
 	"net/http/httptest"
+	"net/url"
 	"os"
 	"path/filepath"
 	"strings"
@@ -117,6 +118,7 @@ func TestProxyPassesTheRequest(t *testing.T) {
 	req.Host = "app.example"
 	for name, value := range map[string]string{
 		"X-Forwarded-For": "192.0.2.1", "X-Forwarded-Host": "evil", "X-Forwarded-Proto": "https", "Forwarded": "for=evil",
+		"X-Forwarded-Port": "1", "X-Forwarded-Prefix": "/evil",
 		"Connection": "X-Hop", "X-Hop": "1", "Proxy-Authorization": "secret",
 		"X-Request-Id": "id-1", "Traceparent": "00-1-2-3", "Cookie": "a=b",
 	} {
@@ -132,6 +134,7 @@ func TestProxyPassesTheRequest(t *testing.T) {
 	require.Equal(t, "127.0.0.1", got.Header.Get("X-Forwarded-For"))
 	require.Equal(t, "app.example", got.Header.Get("X-Forwarded-Host"))
 	require.Equal(t, "http", got.Header.Get("X-Forwarded-Proto"))
+	require.Empty(t, got.Header.Get("X-Forwarded-Port")+got.Header.Get("X-Forwarded-Prefix"), "not known here, so not passed on")
 	require.Equal(t, "id-1", got.Header.Get("X-Request-Id"))
 	require.Equal(t, "00-1-2-3", got.Header.Get("Traceparent"))
 	require.Equal(t, "a=b", got.Header.Get("Cookie"))
@@ -574,4 +577,25 @@ func (n *noticing) Read(p []byte) (int, error) {
 		n.seen <- struct{}{}
 	}
 	return m, err
+}
+
+// A status that net/http would panic at is answered with 502.
+func TestProxyOfAStatusThatIsNone(t *testing.T) {
+	ln, err := net.Listen("tcp", "127.0.0.1:0")
+	require.NoError(t, err)
+	defer ln.Close()
+	go func() {
+		c, err := ln.Accept()
+		if err != nil {
+			return
+		}
+		defer c.Close()
+		http.ReadRequest(bufio.NewReader(c))
+		io.WriteString(c, "HTTP/1.1 099 No\r\nContent-Length: 0\r\n\r\n")
+	}()
+	backend, err := url.Parse("http://" + ln.Addr().String())
+	require.NoError(t, err)
+	rec := httptest.NewRecorder()
+	newProxy(backend, info, slog.New(slog.DiscardHandler)).ServeHTTP(rec, httptest.NewRequest("GET", "/", nil))
+	require.Equal(t, http.StatusBadGateway, rec.Code)
 }

@@ -1,7 +1,7 @@
 // Command chi is a chi server that its next version replaces without a client
 // noticing.
 //
-//	mkdir -m 700 run && export HANDOFF_SOCKET=$PWD/run/control
+//	mkdir -p -m 700 run && export HANDOFF_SOCKET=$PWD/run/control
 //	go run . &
 //	curl -d hello http://127.0.0.1:8080/echo
 //	go run .   # takes over

@@ -2,7 +2,7 @@
 // a client noticing, with each step of its life written out. The short form is
 // handoff.ListenAndServe, which the examples gin and chi use.
 //
-//	mkdir -m 700 run && export HANDOFF_SOCKET=$PWD/run/control
+//	mkdir -p -m 700 run && export HANDOFF_SOCKET=$PWD/run/control
 //	go run . &
 //	curl http://127.0.0.1:8080/events &   # ends with a word, and comes back to the next version
 //	go run .   # takes over

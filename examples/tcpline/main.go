@@ -6,7 +6,7 @@
 // client that reads "bye" closes too, connects again, and sends there what was
 // not answered here: it was not looked at.
 //
-//	mkdir -m 700 run && export HANDOFF_SOCKET=$PWD/run/control
+//	mkdir -p -m 700 run && export HANDOFF_SOCKET=$PWD/run/control
 //	go run . &
 //	nc 127.0.0.1 7000
 //	go run .   # takes over

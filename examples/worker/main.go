@@ -1,7 +1,7 @@
 // Command worker has work in the background: a journal that only one process
 // may write at a time, and jobs that go on after the request that began them.
 //
-//	mkdir -m 700 run && export HANDOFF_SOCKET=$PWD/run/control
+//	mkdir -p -m 700 run && export HANDOFF_SOCKET=$PWD/run/control
 //	go run . &
 //	curl -X POST 'http://127.0.0.1:8080/jobs?name=report&for=10s'
 //	go run .   # takes over at once; the first process ends when its job has
