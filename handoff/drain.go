@@ -12,12 +12,15 @@ import (
 // deadline, cut and counted. How HTTP does it is in http_drain.go.
 
 // addDrainer makes the Process drain d before it ends. One that comes while it
-// drains already begins at once.
+// drains already begins at once, and one that comes after its end has ended.
 func (p *Process) addDrainer(d drainer) {
 	p.drainers.Lock()
 	defer p.drainers.Unlock()
 	p.drainers.all = append(p.drainers.all, d)
-	if p.drainers.begun {
+	switch {
+	case p.drainers.ended:
+		d.end()
+	case p.drainers.begun:
 		d.beginDrain(p.drainers.spread, p.drainers.plain)
 	}
 }
@@ -131,6 +134,17 @@ func (p *Process) allDrained(run drainRun) (ended, ok bool) {
 		}
 	}
 	return true, true
+}
+
+// endDrainers closes what is open still: nothing, but after Close.
+func (p *Process) endDrainers() {
+	p.drainers.Lock()
+	all := append(slices.Clone(p.drainers.all), p.holds)
+	p.drainers.ended = true
+	p.drainers.Unlock()
+	for _, d := range all {
+		d.end()
+	}
 }
 
 // cutAll cuts everything at the same time, since each may take a second for it.

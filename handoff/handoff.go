@@ -504,7 +504,8 @@ func (p *Process) Wait(ctx context.Context) (Report, error) {
 	}
 }
 
-// Close ends this process's part at once, without draining: before Ready it
+// Close ends this process's part at once, without draining, and closes the
+// connections of its HTTPServers and TrackedListeners: before Ready it
 // leaves the incumbent serving; in probation and with a standby the other side
 // goes on; otherwise the service ends. It returns when everything this Process
 // opened is closed. Closing twice is no error.

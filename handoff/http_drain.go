@@ -30,6 +30,9 @@ type drainer interface {
 	// that had not ended by themselves. It takes that second at most, and a
 	// bit. Afterwards drained is closed.
 	cut() map[string]int
+
+	// end closes at once what is still open. Afterwards drained is closed.
+	end()
 }
 
 const (
@@ -218,6 +221,15 @@ func (d *httpDrain) cut() map[string]int {
 	d.endLocked()
 	d.mu.Unlock()
 	return d.cutCounts()
+}
+
+func (d *httpDrain) end() {
+	d.beginDrain(0, false)
+	d.mu.Lock()
+	d.endLocked()
+	d.mu.Unlock()
+	d.forceAll()
+	d.srv.Close()
 }
 
 func (d *httpDrain) forceAll() {

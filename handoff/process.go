@@ -28,6 +28,7 @@ type Process struct {
 		sync.Mutex
 		all    []drainer
 		begun  bool
+		ended  bool
 		plain  bool
 		spread time.Duration
 	}
@@ -151,7 +152,7 @@ func (p *Process) run() {
 		l.end()
 	}
 	p.sockets.stop()
-	p.holds.end()
+	p.endDrainers()
 	p.control.removeIfOwned()
 	p.control.close()
 	p.own.remove()

@@ -464,3 +464,25 @@ func TestStopOfANumberThatTwoHave(t *testing.T) {
 	<-ended
 	c.wait(one)
 }
+
+// Close closes what it has accepted, too.
+func TestCloseClosesConnections(t *testing.T) {
+	c := newChain(t)
+	p, _, ended := c.stuck("one")
+	tracked := p.Track(c.listen(p, "tcp", "localhost:0"))
+	accepted := make(chan net.Conn, 1)
+	go func() {
+		if nc, err := tracked.Accept(); err == nil {
+			accepted <- nc
+		}
+	}()
+	client, err := net.Dial("tcp", tracked.Addr().String())
+	require.NoError(t, err)
+	defer client.Close()
+	nc := <-accepted
+	require.NoError(t, p.Close())
+	<-ended
+	<-nc.(*TrackedConn).Context().Done()
+	_, err = client.Read(make([]byte, 1))
+	require.Error(t, err)
+}

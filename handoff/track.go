@@ -145,6 +145,16 @@ func (d *trackDrain) cut() map[string]int {
 		return nil
 	case <-grace.C:
 	}
+	return connections(d.forceAll())
+}
+
+func (d *trackDrain) end() {
+	d.beginDrain(0, false)
+	d.forceAll()
+}
+
+// forceAll ends the drain, and returns how many connections it closed.
+func (d *trackDrain) forceAll() (cut int) {
 	d.mu.Lock()
 	(*TrackedListener)(d).endLocked()
 	rest := make([]*TrackedConn, 0, len(d.conns))
@@ -152,13 +162,12 @@ func (d *trackDrain) cut() map[string]int {
 		rest = append(rest, c)
 	}
 	d.mu.Unlock()
-	cut := 0
 	for _, c := range rest {
 		if c.force() {
 			cut++
 		}
 	}
-	return connections(cut)
+	return cut
 }
 
 // TrackedConn is a connection that a TrackedListener accepted. It reads and writes
