@@ -53,6 +53,6 @@
 // what else comes through the control socket; selfsocket.go the one that is this
 // process's only; signals.go what signals mean; sockets.go and claim.go the named
 // set, listener.go and packetconn.go what a program holds of it; scmrights.go and
-// unixsock.go what the kernel does; drain.go the drain, of which http.go, track.go
-// and hold.go have their parts. docs/protocol.md is the same for other languages.
+// unixsock.go what the kernel does; stop.go how a process leaves; drain.go the
+// drain, of which http.go, track.go and hold.go have their parts. docs/protocol.md is the same for other languages.
 package handoff

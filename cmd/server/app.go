@@ -26,7 +26,8 @@ type app struct {
 	id       identity
 	draining func(context.Context) <-chan struct{}
 	interval time.Duration // between two events
-	ping     time.Duration // between two pings of a WebSocket, and for their answer
+	ping     time.Duration // between two pings of a WebSocket
+	pong     time.Duration // for the answer
 	mux      *http.ServeMux
 }
 
@@ -36,7 +37,7 @@ type app struct {
 func newApp(id identity) *app {
 	a := &app{
 		id: id, draining: handoff.Draining,
-		interval: eventInterval, ping: webSocketPing, mux: http.NewServeMux(),
+		interval: eventInterval, ping: webSocketPing, pong: webSocketPing, mux: http.NewServeMux(),
 	}
 	a.mux.HandleFunc("GET /{$}", a.page)
 	a.mux.HandleFunc("GET /whoami", a.whoami)

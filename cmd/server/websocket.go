@@ -33,7 +33,7 @@ func (a *app) webSocket(w http.ResponseWriter, r *http.Request) {
 	var turn sync.Mutex // held while a message is under way
 	var others sync.WaitGroup
 	others.Go(func() { closeOnDrain(ctx, conn, &turn, a.draining(ctx)) })
-	others.Go(func() { pingIdle(ctx, conn, a.ping) })
+	others.Go(func() { pingIdle(ctx, conn, a.ping, a.pong) })
 	for echoMessage(ctx, conn, &turn) == nil {
 	}
 	cancel()
@@ -67,8 +67,8 @@ func closeOnDrain(ctx context.Context, conn *websocket.Conn, turn *sync.Mutex, d
 	}
 }
 
-// pingIdle gives a client up that does not answer pings.
-func pingIdle(ctx context.Context, conn *websocket.Conn, every time.Duration) {
+// pingIdle gives a client up that does not answer a ping within most.
+func pingIdle(ctx context.Context, conn *websocket.Conn, every, most time.Duration) {
 	ticker := time.NewTicker(every)
 	defer ticker.Stop()
 	for {
@@ -77,7 +77,7 @@ func pingIdle(ctx context.Context, conn *websocket.Conn, every time.Duration) {
 		case <-ctx.Done():
 			return
 		}
-		answer, cancel := context.WithTimeout(ctx, every)
+		answer, cancel := context.WithTimeout(ctx, most)
 		err := conn.Ping(answer)
 		cancel()
 		if err != nil {

@@ -121,7 +121,7 @@ func TestWebSocketOfTooMuch(t *testing.T) {
 func TestWebSocketOfAClientThatIsGone(t *testing.T) {
 	leak.Check(t)
 	a := newApp(info)
-	a.ping = 10 * time.Millisecond
+	a.ping, a.pong = 10*time.Millisecond, 10*time.Millisecond
 	ended := make(chan struct{})
 	s := httptest.NewServer(http.HandlerFunc(func(w http.ResponseWriter, r *http.Request) {
 		a.ServeHTTP(w, r)
