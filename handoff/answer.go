@@ -161,8 +161,11 @@ func (p *Process) answerOne(c *conn) {
 			}
 			continue
 		}
+		// What is asked for may end this process before the answer is out.
+		c.answering.Lock()
 		answer := p.answerOperator(f)
 		err := say(c, answer)
+		c.answering.Unlock()
 		if f.Type == msgStop && answer.Type == msgOK && answer.Generation == p.Generation() {
 			stopped = true
 			p.control.keep(c, true)

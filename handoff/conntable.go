@@ -22,12 +22,16 @@ type tableEntry struct {
 	stop bool // an operator waits for this process's end
 }
 
+// closeConns closes all, each when the answer under way on it is out.
 func (t *connTable) closeConns() {
 	t.mu.Lock()
-	defer t.mu.Unlock()
 	t.ended = true
-	for _, k := range t.conns {
+	all := slices.Clone(t.conns)
+	t.mu.Unlock()
+	for _, k := range all {
+		k.c.answering.Lock()
 		k.c.Close()
+		k.c.answering.Unlock()
 	}
 }
 

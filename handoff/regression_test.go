@@ -3,6 +3,7 @@ package handoff
 import (
 	"context"
 	"fmt"
+	"io"
 	"log/slog"
 	"net"
 	"os"
@@ -485,4 +486,33 @@ func TestCloseClosesConnections(t *testing.T) {
 	<-nc.(*TrackedConn).Context().Done()
 	_, err = client.Read(make([]byte, 1))
 	require.Error(t, err)
+}
+
+// A process that ends closes no connection on which an answer is under way: what
+// was asked for may be what ended it.
+func TestClosingWaitsForTheAnswer(t *testing.T) {
+	ours, theirs := connPair(t)
+	var table connTable
+	table.track(ours)
+	ours.answering.Lock()
+	closed := make(chan struct{})
+	go func() {
+		defer close(closed)
+		table.closeConns()
+	}()
+	ended := func() bool {
+		table.mu.Lock()
+		defer table.mu.Unlock()
+		return table.ended
+	}
+	require.Eventually(t, ended, 10*time.Second, time.Millisecond)
+	for range 100 { // it has every chance to close
+		require.NoError(t, ours.send([]byte("{}")))
+		_, _, err := theirs.receive()
+		require.NoError(t, err)
+	}
+	ours.answering.Unlock()
+	<-closed
+	_, _, err := theirs.receive()
+	require.ErrorIs(t, err, io.EOF)
 }

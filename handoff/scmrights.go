@@ -63,6 +63,8 @@ type conn struct {
 	frame, oob  []byte    // where the kernel puts a message; made when first used
 	deadline    time.Time // as the caller of setReadDeadline wants it
 	interrupted bool      // a receive has to return errInterrupted
+
+	answering sync.Mutex // held from an operator's question to the end of its answer
 }
 
 // newConn takes ownership of c, which must be a "unixpacket" connection.
