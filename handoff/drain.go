@@ -139,23 +139,26 @@ func (p *Process) allDrained(run drainRun) (ended, ok bool) {
 // endDrainers closes what is open still: nothing, but after Close.
 func (p *Process) endDrainers() {
 	p.drainers.Lock()
-	all := append(slices.Clone(p.drainers.all), p.holds)
 	p.drainers.ended = true
 	p.drainers.Unlock()
-	for _, d := range all {
+	for _, d := range p.everyDrainer() {
 		d.end()
 	}
 }
 
+// everyDrainer lists what drains, the holds last.
+func (p *Process) everyDrainer() []drainer {
+	p.drainers.Lock()
+	defer p.drainers.Unlock()
+	return append(slices.Clone(p.drainers.all), p.holds)
+}
+
 // cutAll cuts everything at the same time, since each may take a second for it.
 func (p *Process) cutAll() map[string]int {
-	p.drainers.Lock()
-	all := append(slices.Clone(p.drainers.all), p.holds)
-	p.drainers.Unlock()
 	var cutting sync.WaitGroup
 	var mu sync.Mutex
 	sum := map[string]int{}
-	for _, d := range all {
+	for _, d := range p.everyDrainer() {
 		cutting.Go(func() {
 			cut := d.cut()
 			mu.Lock()

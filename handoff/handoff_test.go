@@ -1,7 +1,6 @@
 package handoff
 
 import (
-	"bytes"
 	"context"
 	"errors"
 	"fmt"
@@ -30,29 +29,6 @@ type testWriter struct{ t testing.TB }
 func (w testWriter) Write(b []byte) (int, error) {
 	w.t.Log(strings.TrimSpace(string(b)))
 	return len(b), nil
-}
-
-// logBuffer is a log that a test looks into while it is written.
-type logBuffer struct {
-	mu sync.Mutex
-	b  bytes.Buffer
-}
-
-func (l *logBuffer) Write(b []byte) (int, error) {
-	l.mu.Lock()
-	defer l.mu.Unlock()
-	return l.b.Write(b)
-}
-
-func (l *logBuffer) String() string {
-	l.mu.Lock()
-	defer l.mu.Unlock()
-	return l.b.String()
-}
-
-// logTo has a Process write its log to a buffer.
-func logTo(l *logBuffer) func(*Config) {
-	return func(cfg *Config) { cfg.Logger = slog.New(slog.NewTextHandler(l, nil)) }
 }
 
 // chain makes Processes that share one control socket.

@@ -53,12 +53,8 @@ func (k *walker) check(w *world) {
 }
 
 func replied(acts []action, want reply) bool {
-	for _, a := range acts {
-		if a.kind == actReply {
-			return a.reply == want
-		}
-	}
-	return false
+	got, ok := replyIn(acts)
+	return ok && got == want
 }
 
 // settleSteps bounds what "is about to serve" means.

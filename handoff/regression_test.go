@@ -397,11 +397,11 @@ func TestDrainRefusesWhoWaits(t *testing.T) {
 	c := newChain(t)
 	one, _ := c.serve("one")
 	two := c.start("two", mode(Standby))
-	var log logBuffer
+	var log book
 	waiting := make(chan error, 1)
 	go func() {
 		cfg := c.config("three")
-		logTo(&log)(&cfg)
+		log.use(&cfg)
 		_, err := Start(c.ctx, cfg)
 		waiting <- err
 	}()

@@ -302,7 +302,7 @@ func TestSingletonThatDoesNotHeed(t *testing.T) {
 	}
 	t.Run("handed over", func(t *testing.T) {
 		c := newChain(t)
-		log := &logBuffer{}
+		log := &book{}
 		one := c.start("one", probation, func(cfg *Config) { cfg.Logger = slog.New(slog.NewTextHandler(log, nil)) })
 		begun, end := stubborn(one)
 		ln := c.listen(one, "tcp", "127.0.0.1:0")

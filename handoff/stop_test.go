@@ -76,7 +76,7 @@ func TestStopDelay(t *testing.T) {
 	require.Equal(t, CodeNotNow, no.Code)
 	ctx, cancel := context.WithCancel(c.ctx)
 	next := make(chan error, 1)
-	var log logBuffer
+	var log book
 	go func() {
 		cfg := c.config("two")
 		cfg.Logger = slog.New(slog.NewTextHandler(&log, &slog.HandlerOptions{Level: slog.LevelDebug}))
@@ -127,8 +127,8 @@ func TestHookThatFails(t *testing.T) {
 	} {
 		t.Run(tc.name, func(t *testing.T) {
 			c := newChain(t)
-			var log logBuffer
-			p, _ := c.serve("one", logTo(&log), func(cfg *Config) { cfg.BeforeStop = tc.hook })
+			var log book
+			p, _ := c.serve("one", log.use, func(cfg *Config) { cfg.BeforeStop = tc.hook })
 			p.Stop()
 			c.until("it is ending", p.Ending)
 			tc.end(p)
@@ -182,8 +182,8 @@ func TestHammer(t *testing.T) {
 
 func TestHammerWhereNobodyStops(t *testing.T) {
 	c := newChain(t)
-	var log logBuffer
-	p, ln := c.serve("one", logTo(&log))
+	var log book
+	p, ln := c.serve("one", log.use)
 	p.Hammer()
 	c.until("it says so", func() bool { return bytes.Contains([]byte(log.String()), []byte("not on its way out")) })
 	require.Equal(t, StateServing, p.State())
