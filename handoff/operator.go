@@ -108,8 +108,8 @@ func (p *Process) takeOut(c *conn) (ok bool) {
 		p.control.keep(c, true)
 		if !f.Already {
 			p.Logger().Info("an operator takes the service out")
-			p.feed(event{kind: evTakeOut})
 		}
+		p.feed(event{kind: evTakeOut}) // also where it stops already: nobody is to come after it
 	})
 	return ok
 }

@@ -415,6 +415,21 @@ func TestDrainRefusesWhoWaits(t *testing.T) {
 	<-two.Done()
 }
 
+// Also where a stop is under way already, and only delayed.
+func TestDrainRefusesDuringAStopDelay(t *testing.T) {
+	c := newChain(t)
+	one, _ := c.serve("one", func(cfg *Config) { cfg.StopDelay = time.Hour })
+	one.Stop()
+	c.until("it is ending", one.Ending)
+	answer, err := c.client().Drain(c.ctx)
+	require.NoError(t, err)
+	require.True(t, answer.Already)
+	_, err = Start(c.ctx, c.config("two"))
+	require.ErrorIs(t, err, ErrRefused)
+	one.Hammer()
+	require.Equal(t, "stopped", c.wait(one).Reason)
+}
+
 // Hammer comes after the Stop that was called before it.
 func TestStopAndHammerAtOnce(t *testing.T) {
 	for range 20 {
