@@ -93,6 +93,23 @@ type Config struct {
 	// (at most 60 s then). 0 is 5 s; negative is 24 h.
 	StepTimeout time.Duration
 
+	// Heartbeat is how often each side of a link asks the other whether it is
+	// there, from Ready to release. A peer of which nothing was heard for three
+	// of them is silent: a successor in probation is taken back from, and a
+	// standby says of its incumbent that it hangs. 0 is 1 s; negative is never.
+	Heartbeat time.Duration
+
+	// KillSilent ends an incumbent that has been silent for this long, and for
+	// three Heartbeats at least, by SIGKILL through its pidfd, so that this
+	// process, its standby or its successor in probation, serves alone. 0 or
+	// negative is never: it says that the incumbent hangs, and waits.
+	KillSilent time.Duration
+
+	// MaxDraining is how many older generations may drain at the same time: at
+	// so many, a successor is told busy, with this reason, until one has ended.
+	// 0 or negative is no limit.
+	MaxDraining int
+
 	// AllowUIDs and AllowGIDs say who may be the peer, successor, incumbent or
 	// operator, besides this process's own user and root, by effective ids. Both
 	// empty: nobody else.
@@ -145,6 +162,8 @@ func (c Config) withDefaults() (Config, error) {
 		{&c.DrainTimeout, 30 * time.Second, 0},
 		{&c.StepTimeout, 5 * time.Second, 24 * time.Hour},
 		{&c.StopDelay, 0, 0},
+		{&c.Heartbeat, time.Second, 0},
+		{&c.KillSilent, 0, 0},
 	} {
 		switch {
 		case *d.v == 0:

@@ -99,6 +99,7 @@ func (p *Process) self() *GenerationStatus {
 	g.Open, g.Holds, g.Answered = p.openConnections(), clipCounts(p.holds.names()), p.answered.Load()
 	g.Sockets, g.Unclaimed = p.sockets.count()
 	g.Stopping = p.m.leaving
+	g.ProbationSeconds = p.cfg.Probation.Seconds()
 	if p.m.leaving || p.m.state == StateParked || p.m.state == StateDraining || p.m.state == StateRevoked {
 		g.LeftSeconds = max(0, time.Until(p.deadline).Seconds())
 	}

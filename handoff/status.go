@@ -78,6 +78,12 @@ type GenerationStatus struct {
 	// force: of the probation (parked), of the drain (draining, revoked) or of
 	// the stop's delay (stopping). 0 if nothing is running out.
 	LeftSeconds float64 `json:"left_seconds,omitempty"`
+	// ProbationSeconds is how long the process, having handed over, can take
+	// back; 0 is not at all, or unknown.
+	ProbationSeconds float64 `json:"probation_seconds,omitempty"`
+	// SilentSeconds is for how long nothing was heard from the process, where it
+	// is alive but does not answer heartbeats; 0 if it does.
+	SilentSeconds float64 `json:"silent_seconds,omitempty"`
 	// Handoff is the id that both sides of the handoff under way, or of the last
 	// one that this process took part in, write into their logs; or "".
 	Handoff string `json:"handoff,omitempty"`

@@ -21,6 +21,7 @@ func TestOptions(t *testing.T) {
 	require.Equal(t, handoff.Config{
 		Socket: "/run/env", Label: "v1", Takeover: handoff.Standby,
 		ReadyTimeout: time.Second, Probation: -1, DrainTimeout: 2 * time.Minute,
+		StepTimeout: 5 * time.Second, Heartbeat: time.Second,
 	}, o.config)
 	require.Equal(t, []handoff.Socket{
 		{Name: ":8080", Network: "tcp", Address: ":8080"},
@@ -78,6 +79,9 @@ func TestUsageErrors(t *testing.T) {
 		{"--socket s --http :1 --stop-delay -1s", "too short"},
 		{"--socket s --http :1 --drain-spread -1s", "too short"},
 		{"--socket s --http :1 --ready-timeout 0", "too short"},
+		{"--socket s --http :1 --step-timeout 0", "too short"},
+		{"--socket s --http :1 --heartbeat -1s", "too short"},
+		{"--socket s --http :1 --max-draining -1", "is negative (0: any number)"},
 		{"--socket s --http :1 --no-such-flag", "no-such-flag"},
 	} {
 		t.Run(tc.args, func(t *testing.T) {

@@ -81,17 +81,23 @@ func (o *options) readDurations() error {
 		{"drain-timeout", s.drainTimeout, &o.config.DrainTimeout},
 		{"stop-delay", s.stopDelay, &o.config.StopDelay},
 		{"drain-spread", s.drainSpread, &o.config.DrainSpread},
+		{"step-timeout", s.stepTimeout, &o.config.StepTimeout},
+		{"heartbeat", s.heartbeat, &o.config.Heartbeat},
+		{"kill-silent", s.killSilent, &o.config.KillSilent},
 	} {
 		switch {
-		case d.from < 0, d.from == 0 && d.name == "ready-timeout":
+		case d.from < 0, d.from == 0 && (d.name == "ready-timeout" || d.name == "step-timeout"):
 			errs = append(errs, fmt.Errorf("%s %v is too short", s.where(d.name), d.from))
-		case d.from == 0 && d.name == "stop-delay":
+		case d.from == 0 && (d.name == "stop-delay" || d.name == "kill-silent"):
 		case d.from == 0 && d.name == "drain-spread" && !o.given("drain-spread"):
 		case d.from == 0:
 			*d.to = -1 // none; 0 is the library's default
 		default:
 			*d.to = d.from
 		}
+	}
+	if o.config.MaxDraining = s.maxDraining; s.maxDraining < 0 {
+		errs = append(errs, fmt.Errorf("%s %d is negative (0: any number)", s.where("max-draining"), s.maxDraining))
 	}
 	return errors.Join(errs...)
 }

@@ -42,6 +42,7 @@ takeover: spare
 	require.Equal(t, handoff.Config{
 		Socket: "/run/file", Label: "env", Takeover: handoff.Standby,
 		ReadyTimeout: 30 * time.Second, Probation: 3 * time.Second, DrainTimeout: time.Minute,
+		StepTimeout: 5 * time.Second, Heartbeat: time.Second,
 	}, o.config)
 	require.Equal(t, []string{":5"}, o.schema.http, "the command line replaces the list")
 	require.Equal(t, []string{":7"}, o.schema.tcpEcho)
@@ -84,6 +85,8 @@ func TestEveryFlagIsAVariableAndAKey(t *testing.T) {
 		case value != "":
 		case f.Value.Type() == "duration":
 			value = "77s"
+		case f.Value.Type() == "int":
+			value = "7"
 		default:
 			value = ":" + string(rune('1'+i%9)) + "1"
 		}
