@@ -48,10 +48,11 @@ func (s *schema) print(w io.Writer) error {
 // scalar is a value of a flag of that type.
 func scalar(flagType, value string) *yaml.Node {
 	n := &yaml.Node{}
-	if flagType == "bool" {
-		n.Kind, n.Tag, n.Value = yaml.ScalarNode, "!!bool", value
-		return n
+	switch flagType {
+	case "bool", "int":
+		n.Kind, n.Tag, n.Value = yaml.ScalarNode, "!!"+flagType, value
+	default:
+		n.SetString(value)
 	}
-	n.SetString(value)
 	return n
 }

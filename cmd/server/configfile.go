@@ -109,6 +109,10 @@ func fileValue(want string, value *yaml.Node) (string, error) {
 		if tag != "!!str" && value.Value != "0" {
 			return "", fmt.Errorf("a duration such as 30s is expected, not %s", value.Value)
 		}
+	case want == "int":
+		if tag != "!!int" {
+			return "", fmt.Errorf("a number is expected, not %q", value.Value)
+		}
 	case tag != "!!str":
 		return "", fmt.Errorf("text is expected: write %q, in quotes", value.Value)
 	}

@@ -128,6 +128,7 @@ func TestFilesThatAreRefused(t *testing.T) {
 		{"duplicate", "label: a\nhttp: []\nlabel: a\n", `:3: the key "label" stands in line 1 already`},
 		{"number for text", "label: 1.10\n", `:1: label: text is expected: write "1.10", in quotes`},
 		{"boolean for text", "label: true\n", `:1: label: text is expected: write "true", in quotes`},
+		{"text for a number", "max-draining: \"2\"\n", `:1: max-draining: a number is expected, not "2"`},
 		{"text for a boolean", "access-log: \"yes\"\n", `:1: access-log: true or false is expected, not "yes"`},
 		{"number for a duration", "probation: 5\n", ":1: probation: a duration such as 30s is expected, not 5"},
 		{"bad duration", "probation: soon\n", ":1: probation: time: invalid duration"},
