@@ -46,12 +46,15 @@ func (f *follower) next(ctx context.Context) (*handoff.Status, error) {
 	}
 }
 
-func pause(ctx context.Context, d time.Duration) {
+// pause waits for d; false means that ctx ended first.
+func pause(ctx context.Context, d time.Duration) bool {
 	t := time.NewTimer(d)
 	defer t.Stop()
 	select {
 	case <-ctx.Done():
+		return false
 	case <-t.C:
+		return true
 	}
 }
 
