@@ -15,7 +15,6 @@ import (
 // state that is found then.
 func (u *upgrade) giveUp(ctx context.Context, why *failure, commandFailed bool) error {
 	u.endPrecheck()
-	u.checks.stop()
 	if done, err := u.decided(ctx, why, commandFailed); done {
 		return err
 	}

@@ -5,6 +5,8 @@ import (
 	"context"
 	"errors"
 	"fmt"
+	"slices"
+	"sync"
 	"time"
 
 	"github.com/spf13/cobra"
@@ -23,7 +25,7 @@ type checks struct {
 	round   int    // the one that is under way, from 1; 0 is none yet
 	next    int    // which command runs or is next, in its round
 	running *child // the one that runs, or nil
-	wrote   tail   // what it wrote
+	wrote   *tail  // what it wrote; nil before the first
 	again   *time.Timer
 	late    *time.Timer // the probation is nearly over
 	over    bool        // there is nothing to check, or no more
@@ -92,29 +94,39 @@ func fired(t *time.Timer) <-chan time.Time {
 	return t.C
 }
 
-// stop ends the check that runs; none is run after it. It says whether one ran.
-func (c *checks) stop() bool {
+// stop ends the check that runs; none is run after it. That may take as long as
+// the check pleases, within endTime, so a rollback comes first.
+func (c *checks) stop() {
 	for _, t := range []*time.Timer{c.again, c.late} {
 		if t != nil {
 			t.Stop()
 		}
 	}
 	c.again, c.late = nil, nil
-	if c.running == nil {
-		return false
+	if c.running != nil {
+		c.running.end(endTime)
+		c.running = nil
 	}
-	c.running.end(endTime)
-	c.running = nil
-	return true
 }
 
-// tail keeps the last lines of what is added.
-type tail struct{ lines []string }
+// tail keeps the last lines of what is added, by whom and when ever.
+type tail struct {
+	mu    sync.Mutex
+	lines []string
+}
 
 func (t *tail) add(line string) {
+	t.mu.Lock()
+	defer t.mu.Unlock()
 	if t.lines = append(t.lines, line); len(t.lines) > tailLines {
 		t.lines = t.lines[1:]
 	}
+}
+
+func (t *tail) read() []string {
+	t.mu.Lock()
+	defer t.mu.Unlock()
+	return slices.Clone(t.lines)
 }
 
 // elder is the generation that can take back from number; nil if there is none.
@@ -168,8 +180,8 @@ func (u *upgrade) inProbation(ctx context.Context, st *handoff.Status, p progres
 		return u.needProbation(st)
 	default:
 		old := elder(st, p.generation)
-		if old == nil {
-			return nil // the next status tells whether it is gone
+		if old == nil || old.State == "releasing" {
+			return nil // it is gone, or gives up just now, as when it is told to stop: the next status tells
 		}
 		left := time.Duration(old.LeftSeconds * float64(time.Second))
 		left -= margin(time.Duration(old.ProbationSeconds * float64(time.Second)))
@@ -188,7 +200,7 @@ func (u *upgrade) inProbation(ctx context.Context, st *handoff.Status, p progres
 
 func (u *upgrade) startCheck(generation uint64) error {
 	c := &u.checks
-	c.wrote = tail{}
+	c.wrote = &tail{}
 	var err error
 	if c.running, err = u.tryCMD(c.commands[c.next], generation, c.wrote.add); err != nil {
 		return u.atCheck(&failure{text: fmt.Sprintf("%s can't be run: %v", c.label(), err), err: err})
@@ -227,7 +239,6 @@ func (u *upgrade) nextRound() error {
 
 // tooSlow is the failure for a check that did not pass before it was too late.
 func (u *upgrade) tooSlow() *failure {
-	u.checks.stop()
 	f := u.atCheck(&failure{text: u.checks.label() + " has not passed when the probation was nearly over"})
 	f.hint = "a longer --probation of the version that runs leaves more time"
 	return f
@@ -238,11 +249,11 @@ func (u *upgrade) tooSlow() *failure {
 func (u *upgrade) atCheck(f *failure) *failure {
 	c := &u.checks
 	u.r.Check = c.commands[c.next]
-	if len(c.wrote.lines) > 0 {
-		u.a.say("check", c.label()+" wrote:")
-		for _, line := range c.wrote.lines {
-			u.a.showLine(line)
+	for i, line := range c.wrote.read() {
+		if i == 0 {
+			u.a.say("check", c.label()+" wrote:")
 		}
+		u.a.showLine(line)
 	}
 	if u.child != nil {
 		f.hint = "what CMD wrote is in " + u.child.log
@@ -268,7 +279,6 @@ const rollbackTries = 3
 // takeBack has the incumbent take back from CMD, whose checks have not passed.
 // What becomes of it decides the exit code, and nothing is left to be given up.
 func (u *upgrade) takeBack(ctx context.Context, why *failure) *failure {
-	u.checks.stop()
 	u.final = true
 	ctx, cancel := context.WithTimeout(context.WithoutCancel(ctx), withdrawTime)
 	defer cancel()

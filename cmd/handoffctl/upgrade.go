@@ -225,6 +225,7 @@ type update struct {
 func (u *upgrade) follow(ctx context.Context) error {
 	updates, stop := u.watch(ctx)
 	defer func() { stop() }()
+	defer u.checks.stop()
 	var exited chan struct{} // nil when there is nothing to wait for
 	if u.child != nil {
 		exited = u.child.done
@@ -275,7 +276,7 @@ func (u *upgrade) follow(ctx context.Context) error {
 			return u.giveUp(ctx, &failure{text: fmt.Sprintf("CMD ended: %v", u.child.err)}, true)
 		case <-ctx.Done():
 			stop()
-			prechecking, checking := u.endPrecheck(), u.checks.stop()
+			prechecking := u.endPrecheck()
 			if !errors.Is(ctx.Err(), context.DeadlineExceeded) {
 				return u.interrupted(ctx)
 			}
@@ -283,7 +284,7 @@ func (u *upgrade) follow(ctx context.Context) error {
 			case prechecking:
 				text := fmt.Sprintf("time ran out after %v, %s still ran", u.a.timeout, u.prechecks.label())
 				return u.giveUp(ctx, u.atPrecheck(&failure{text: text}), false)
-			case checking && u.checks.pending():
+			case u.checks.running != nil && u.checks.pending():
 				text := fmt.Sprintf("time ran out after %v, %s has not passed", u.a.timeout, u.checks.label())
 				return u.giveUp(ctx, u.atCheck(&failure{text: text}), false)
 			}
@@ -388,7 +389,6 @@ func startedSpare() error {
 // conclude ends a wait that was decided by a status, or by an error.
 func (u *upgrade) conclude(ctx context.Context, err error) error {
 	u.endPrecheck()
-	u.checks.stop()
 	if err == nil {
 		return succeeded(u.r, u.f.last, u.wait)
 	}
