@@ -45,6 +45,7 @@ type script struct {
 	hangs      bool                       // it never ends then
 	probation  float64                    // seconds of it, when it tells of a commit; it is a test that ends it
 	noRollback bool                       // it is released when a rollback comes
+	standsIn   bool                       // it answers for a silent incumbent
 }
 
 type fakeFrame struct {
@@ -224,6 +225,9 @@ func (f *fake) answer(q fakeFrame) any {
 			verb += fmt.Sprint(q.Of)
 		}
 		f.verbs = append(f.verbs, verb)
+		if f.script.standsIn && q.Type != "test_hello" {
+			return no("silent", "generation 1 (pid 11), which decides, is alive but silent", "look at that process")
+		}
 	}
 	switch q.Type {
 	case "status":

@@ -1,6 +1,7 @@
 package main
 
 import (
+	"cmp"
 	"context"
 	"errors"
 	"fmt"
@@ -106,7 +107,7 @@ func (f *follower) stopped(ctx context.Context, timeout time.Duration, aim strin
 		return &failure{
 			code: exitUnknown,
 			text: fmt.Sprintf("stopped waiting (%v), %s: %s", context.Cause(ctx), aim, f.who()),
-			hint: "what was asked for goes on; handoffctl status shows it",
+			hint: cmp.Or(silenceRemedy(f.last), "what was asked for goes on; handoffctl status shows it"),
 			err:  ctx.Err(),
 		}
 	}
@@ -121,7 +122,7 @@ func (f *follower) stopped(ctx context.Context, timeout time.Duration, aim strin
 	return &failure{
 		code: exitUnknown,
 		text: fmt.Sprintf("time ran out after %v, %s: %s", timeout, aim, f.who()),
-		hint: "what was asked for goes on; handoffctl status shows it, and --timeout gives it longer",
+		hint: cmp.Or(silenceRemedy(f.last), "what was asked for goes on; handoffctl status shows it, and --timeout gives it longer"),
 		err:  ctx.Err(),
 	}
 }

@@ -39,7 +39,7 @@ func (u *upgrade) giveUp(ctx context.Context, why *failure, commandFailed bool) 
 	}
 	// There is no incumbent that could refuse CMD: it is certain not to come only
 	// once it has ended.
-	f := &failure{code: exitRefused, text: why.text, hint: why.hint}
+	f := &failure{code: exitRefused, text: why.text, hint: cmp.Or(why.hint, silenceRemedy(u.f.last))}
 	if u.child == nil || !u.child.running() && u.child.err == nil {
 		f.code, f.hint = exitUnknown, "what CMD started elsewhere may still come"
 	}

@@ -180,8 +180,16 @@ func (u *upgrade) inProbation(ctx context.Context, st *handoff.Status, p progres
 		return u.needProbation(st)
 	default:
 		old := elder(st, p.generation)
-		if old == nil || old.State == "releasing" {
+		switch {
+		case old == nil || old.State == "releasing":
 			return nil // it is gone, or gives up just now, as when it is told to stop: the next status tells
+		case isSilent(*old):
+			// Its time stands still, and another process answers, which does not know
+			// how much is left.
+			if c.late != nil {
+				c.late.Stop()
+			}
+			return nil
 		}
 		left := time.Duration(old.LeftSeconds * float64(time.Second))
 		left -= margin(time.Duration(old.ProbationSeconds * float64(time.Second)))
@@ -272,10 +280,6 @@ func (u *upgrade) releasedUnchecked(ctx context.Context, p progress) *failure {
 	return u.leftRunning(u.serving(ctx, f), "it serves")
 }
 
-// rollbackTries is how often a rollback is asked for whose answer was lost, or
-// came when a step of the handoff was under way.
-const rollbackTries = 3
-
 // takeBack has the incumbent take back from CMD, whose checks have not passed.
 // What becomes of it decides the exit code, and nothing is left to be given up.
 func (u *upgrade) takeBack(ctx context.Context, why *failure) *failure {
@@ -283,7 +287,7 @@ func (u *upgrade) takeBack(ctx context.Context, why *failure) *failure {
 	ctx, cancel := context.WithTimeout(context.WithoutCancel(ctx), withdrawTime)
 	defer cancel()
 	var err error
-	for range rollbackTries {
+	for {
 		if st := u.f.look(ctx); st != nil {
 			p := u.t.in(st)
 			u.r.Outcome, u.r.Generation, u.r.Reason = p.outcome, p.generation, p.reason
@@ -302,15 +306,18 @@ func (u *upgrade) takeBack(ctx context.Context, why *failure) *failure {
 			u.r.Outcome, u.r.Reason = handoff.OutcomeRolledBack, "rollback"
 			return u.tookBack(ctx, why)
 		}
+		// The answer was lost, or a step of the handoff was under way, or the incumbent
+		// is silent and may answer again.
 		var no *handoff.RemoteError
-		if !errors.Is(err, handoff.ErrNoAnswer) && !errors.As(err, &no) || !pause(ctx, nobodyPause) {
+		again := errors.Is(err, handoff.ErrNoAnswer) || errors.As(err, &no) && no.Code != handoff.CodePermission
+		if !again || !pause(ctx, nobodyPause) {
 			break
 		}
 	}
 	f := explain(err)
 	f = &failure{
 		code: f.code, text: fmt.Sprintf("%s; it could not be rolled back: %s", why.text, f.text), err: err,
-		hint: cmp.Or(f.hint, "handoffctl rollback takes back until it is released"),
+		hint: cmp.Or(silenceRemedy(u.f.last), "handoffctl rollback takes back until it is released"),
 	}
 	if f.code == exitRefused || f.code == exitNobody {
 		f.code = exitUnknown // the new version may serve

@@ -187,6 +187,9 @@ func (u *upgrade) known(ctx context.Context) (progress, error) {
 
 // mayStart says why CMD had better not be started.
 func (u *upgrade) mayStart() error {
+	if g := silentDecider(u.f.last); g != nil {
+		return &failure{code: exitUnknown, text: silence(*g) + "; CMD was not started", hint: silenceRemedy(u.f.last)}
+	}
 	if err := u.needProbation(u.f.last); err != nil {
 		f := explain(err)
 		f.text += "; CMD was not started"
@@ -372,6 +375,11 @@ func (u *upgrade) commit(ctx context.Context, g handoff.GenerationStatus) error 
 	var no *handoff.RemoteError
 	if !errors.As(err, &no) {
 		return nil // whatever was lost, the next status shows
+	}
+	if no.Code == handoff.CodeSilent {
+		// It may answer again, or end and leave the service to CMD: that is waited for.
+		u.a.say("note", "the handover waits: "+no.Error())
+		return nil
 	}
 	if st := u.f.look(ctx); st != nil && u.t.in(st).outcome != handoff.OutcomeStandby {
 		return nil // it was overtaken by events
