@@ -97,7 +97,7 @@ func TestCheckPasses(t *testing.T) {
 	s.exits(first, 0, "handed over")
 	b, err := os.ReadFile(rounds)
 	require.NoError(t, err)
-	require.Greater(t, strings.Count(string(b), "\n"), 1, "again and again")
+	require.Greater(t, strings.Count(string(b), "\n"), 1, "again and again: %s took %v", r.Stderr, r.Took)
 	s.answers(run, 2, 50)
 	s.noLoss(run)
 }
