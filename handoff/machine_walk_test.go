@@ -573,7 +573,7 @@ func walkSetups(three int) []walkSetup {
 // TestWalk walks the machine as it is: no rule may break.
 func TestWalk(t *testing.T) {
 	total, seen := 0, map[actionKind]int{}
-	for _, s := range walkSetups(100_000) {
+	for _, s := range walkSetups(walkLimit) {
 		k := &walker{n: len(s.modes), step: (*machine).step, slow: s.slow, seen: seen}
 		n := k.walk(s.start(), s.limit)
 		require.Empty(t, k.broken, "%s: %s", s.name, k.account)
