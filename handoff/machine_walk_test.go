@@ -572,9 +572,17 @@ func walkSetups(three int) []walkSetup {
 
 // TestWalk walks the machine as it is: no rule may break.
 func TestWalk(t *testing.T) {
-	total, seen := 0, map[actionKind]int{}
+	total, seen, walked := 0, map[actionKind]int{}, map[string]bool{}
+	step := func(m *machine, ev event) []action {
+		before := m.state
+		acts := m.step(ev)
+		if m.state != before {
+			walked[before.String()+" → "+m.state.String()] = true
+		}
+		return acts
+	}
 	for _, s := range walkSetups(walkLimit) {
-		k := &walker{n: len(s.modes), step: (*machine).step, slow: s.slow, seen: seen}
+		k := &walker{n: len(s.modes), step: step, slow: s.slow, seen: seen}
 		n := k.walk(s.start(), s.limit)
 		require.Empty(t, k.broken, "%s: %s", s.name, k.account)
 		t.Logf("%-40s %8d states", s.name, n)
@@ -584,4 +592,5 @@ func TestWalk(t *testing.T) {
 	for kind := range actionCount {
 		require.NotZero(t, seen[kind], "the walk never comes to action %d", kind)
 	}
+	documentedTransitions(t, walked)
 }
