@@ -40,7 +40,7 @@ func (p *Process) askToSucceed(l *link, f *frame) bool {
 	}
 	p.m.exclusive = p.sockets.exclusive() || len(p.jobs.all) > 0 || p.revokedSingletons()
 	p.asker, l.files, l.version = l, f.Files, version
-	p.feed(event{kind: evHello, mode: f.Mode})
+	p.feed(event{kind: evHello, mode: f.Mode, full: p.tooManyDrain()})
 	admitted := p.younger == l
 	p.asker = nil
 	if p.m.exclusive {
@@ -61,6 +61,7 @@ func (p *Process) admit() {
 	p.next = max(p.next, p.living.highest()) + 1
 	l.side, l.number, l.id = sideYounger, p.next, rand.Text()[:10]
 	p.younger = l
+	p.waiting.admitted(l)
 	p.setGeneration(p.Generation(), l.id)
 	p.prepareOffer(l.files)
 	p.ledger.set(RequestStatus{ID: l.peer.Request, Outcome: OutcomeStarting, Generation: l.number, Time: time.Now()})
@@ -254,6 +255,8 @@ func busyText(why reason) string {
 		return "it is about to stop"
 	case whyRevoking:
 		return "a revoked successor has not confirmed yet"
+	case whyMaxDraining:
+		return "as many older generations drain as may"
 	}
 	return "its successor answers now"
 }
