@@ -6,10 +6,10 @@ import (
 	"io"
 	"net"
 	"net/http"
+	"slices"
 	"sync"
 	"syscall"
 	"testing"
-	"time"
 
 	"github.com/stretchr/testify/require"
 
@@ -77,14 +77,11 @@ func (s *service) census() *census {
 	go func() {
 		defer close(done)
 		for ctx.Err() == nil {
-			// Over a new connection each time: one from before is answered by who has handed over meanwhile.
-			if st, err := proc.WaitStatus(ctx, s.socket, func(proc.Status) bool { return true }); err == nil {
+			// Every change is looked at. Who has handed over still answers on its connections, but knows no more.
+			proc.WaitStatus(ctx, s.socket, func(st proc.Status) bool {
 				c.look(st)
-			}
-			select {
-			case <-time.After(waitTick):
-			case <-ctx.Done():
-			}
+				return !slices.Contains([]string{"serving", "parked", "releasing"}, st.Of(st.Generation).State)
+			})
 		}
 	}()
 	return c
