@@ -18,6 +18,8 @@ func (o *steps) hello(mode Takeover, full bool) {
 	}
 	why := whyNone
 	switch {
+	case m.silent:
+		why = whySilent // and this process only stands in for it
 	case m.state == StateStarting || m.state == StateStandby:
 		why = whyStarting
 	case m.state == StateDraining || m.state == StateRevoked || m.state == StateGone:
@@ -28,7 +30,7 @@ func (o *steps) hello(mode Takeover, full bool) {
 		why = whyStopping
 	case m.revoking > 0 && m.exclusive:
 		why = whyRevoking
-	case m.younger != phaseNone && !(m.youngerMode == Spare && mode != Spare):
+	case m.younger != phaseNone && !m.mute && !(m.youngerMode == Spare && mode != Spare):
 		why = whyHandoff
 	case full && mode != Spare:
 		why = whyMaxDraining
@@ -37,8 +39,12 @@ func (o *steps) hello(mode Takeover, full bool) {
 		o.send(sideAsker, msgBusy, why)
 		return
 	}
-	if m.younger != phaseNone {
+	switch {
+	case m.younger == phaseNone:
+	case m.youngerMode == Spare:
 		o.dismiss(whyDisplaced)
+	default:
+		o.dismiss(whySilent)
 	}
 	m.younger, m.youngerMode = phaseOffer, mode
 	o.do(action{kind: actAdmit})
@@ -53,7 +59,7 @@ func (o *steps) dismiss(why reason) {
 	o.outcome(outcomeFailed, why)
 	o.send(sideYounger, msgRevoke, why)
 	o.do(action{kind: actCloseLink, side: sideYounger})
-	o.m.younger, o.m.wanted = phaseNone, false
+	o.m.younger, o.m.wanted, o.m.mute = phaseNone, false, false
 	o.stopIfAsked()
 }
 
@@ -74,6 +80,10 @@ func (o *steps) youngerFrame(ev event) {
 	case ev.msg == msgBye:
 		o.ended(sideYounger)
 	case m.state == StateDraining:
+	case ev.msg == msgPing:
+		o.send(sideYounger, msgPong, whyNone)
+	case ev.msg == msgPong:
+		// Heard, as every frame is.
 	case ev.msg == msgGot && m.younger == phaseOffer:
 		if !ev.last {
 			o.start(timerStep)
@@ -109,7 +119,7 @@ func (o *steps) youngerFrame(ev event) {
 func (o *steps) commit() {
 	m := o.m
 	m.asked = m.stopping
-	m.wanted, m.stopping = false, false
+	m.wanted, m.stopping, m.mute = false, false, false
 	m.state, m.younger = StateParked, phaseServe
 	o.do(action{kind: actPark})
 	o.send(sideYounger, msgServe, whyNone)
@@ -184,7 +194,7 @@ func (o *steps) youngerEnded(why reason, word bool) {
 		o.stopTimers(sideYounger)
 		o.outcome(outcomeFailed, why)
 		o.do(action{kind: actCloseLink, side: sideYounger})
-		m.younger, m.wanted = phaseNone, false
+		m.younger, m.wanted, m.mute = phaseNone, false, false
 		o.stopIfAsked()
 	}
 }
@@ -222,6 +232,8 @@ func (o *steps) handover() {
 		o.reply(replyNoStandby)
 	case m.youngerMode == Spare:
 		o.reply(replySpare)
+	case m.mute:
+		o.reply(replySilent)
 	case m.younger == phaseReady:
 		o.reply(replyOK)
 		o.commit()

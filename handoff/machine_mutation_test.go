@@ -117,7 +117,7 @@ func TestMutations(t *testing.T) {
 	for _, mut := range mutations() {
 		t.Run(mut.rule, func(t *testing.T) {
 			for _, s := range walkSetups(30_000) {
-				k := &walker{n: len(s.modes), step: mut.step}
+				k := &walker{n: len(s.modes), step: mut.step, slow: s.slow}
 				if n := k.walk(s.start(), s.limit); k.broken != "" {
 					t.Logf("caught after %d states (%s): %s\n\t%s", n, s.name, k.broken, k.account)
 					return
