@@ -240,12 +240,14 @@ func (p *Process) recordOutcome(out outcome, why reason) {
 	if out == outcomeReleased {
 		p.ledger.settle(h.To, outcome)
 	}
-	if l != nil && p.ledger.verb != "" {
-		p.ledger.set(RequestStatus{ID: p.ledger.verb, Outcome: outcome, Generation: h.To, Reason: string(why), Time: h.Time})
+	if l != nil {
+		for _, id := range p.ledger.verbs {
+			p.ledger.set(RequestStatus{ID: id, Outcome: outcome, Generation: h.To, Reason: string(why), Time: h.Time})
+		}
 	}
 	if out >= outcomeReleased && why != whyDisplaced { // a spare that gives way is no attempt that failed
 		p.last = &h
-		p.ledger.verb = ""
+		p.ledger.verbs = nil
 	}
 	if h.From > 0 {
 		p.Logger().Info("handoff", "outcome", h.Outcome, "from", h.From, "to", h.To, "reason", h.Reason)

@@ -78,6 +78,11 @@ func (v *living) expect(g GenerationStatus) {
 	v.orphans = append(v.orphans, orphan{g, time.Now().Add(orphanGrace)})
 }
 
+// forget says that a generation has ended that was to register.
+func (v *living) forget(n uint64) {
+	v.orphans = slices.DeleteFunc(v.orphans, func(o orphan) bool { return o.g.Generation == n })
+}
+
 // source finds who reported the generation n.
 func (v *living) source(n uint64) any {
 	for from, all := range v.reports {

@@ -237,6 +237,8 @@ func (o *steps) handover() {
 	case m.younger == phaseReady:
 		o.reply(replyOK)
 		o.commit()
+	case m.wanted:
+		o.reply(replyAlready)
 	default:
 		o.reply(replyOK)
 		m.wanted = true

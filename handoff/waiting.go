@@ -1,6 +1,7 @@
 package handoff
 
 import (
+	"context"
 	"encoding/json"
 	"fmt"
 	"slices"
@@ -172,7 +173,30 @@ func (p *Process) expectRevoked(l *link, f *frame) {
 		who.Generation = l.number
 		p.living.expect(p.describe(who, StateRevoked))
 		p.lookAfterOrphans()
+		p.forgetAtDeath(l)
 	}
+}
+
+// forgetAtDeath: an orphan that had nothing to finish has ended before it could
+// register. Where the kernel tells of its death, it is not waited for.
+func (p *Process) forgetAtDeath(l *link) {
+	d, err := l.c.pidfd()
+	if err != nil {
+		return
+	}
+	v, err := newLifeline(d)
+	if err != nil {
+		return
+	}
+	ctx, cancel := context.WithTimeout(p.life, orphanGrace)
+	p.work.Go(func() {
+		defer cancel()
+		defer v.Close()
+		defer context.AfterFunc(ctx, func() { v.Close() })()
+		if v.ended() {
+			p.post(func() { p.living.forget(l.number); p.changed() })
+		}
+	})
 }
 
 // lookAfterOrphans has generations that did not register leave the status.
