@@ -280,7 +280,7 @@ func TestDocumentedLimits(t *testing.T) {
 	limits := map[string]int{
 		"maxFrame": maxFrame, "maxBatch": maxBatch, "kernelMaxFDs": kernelMaxFDs, "maxSockets": maxSockets, "maxNameLen": maxNameLen,
 		"maxTextLen": maxTextLen, "maxFileNames": maxFileNames, "maxRejects": maxRejects, "maxRequests": maxRequests, "maxOlder": maxOlder,
-		"maxRequestsSize": maxRequestsSize, "maxOlderSize": maxOlderSize, "maxHoldsSize": maxHoldsSize, "maxListed": maxListed, "maxExclusive": maxExclusive, "maxGeneration": maxGeneration,
+		"maxRequestsSize": maxRequestsSize, "maxOlderSize": maxOlderSize, "maxHoldsSize": maxHoldsSize, "maxListed": maxListed, "maxWaiting": maxWaiting, "maxWaitingSize": maxWaitingSize, "maxExclusive": maxExclusive, "maxGeneration": maxGeneration,
 		"socketsPage": socketsPage, "maxPollMillis": maxPollMillis, "maxConns": maxConns, "maxSocketPath": maxSocketPath,
 	}
 	// Every constant of the package that is called a maximum is a limit, but
@@ -319,7 +319,7 @@ func TestDocumentedReasonsAndCodes(t *testing.T) {
 		mentions(t, explained, "`"+literal(value)+"`", "reason")
 	}
 	require.Greater(t, reasons, 10)
-	for _, why := range []reason{whyStarting, whyHandoff, whyProbation, whyStopping, whyReleased, whyRevoking, whySilent} {
+	for _, why := range []reason{whyStarting, whyHandoff, whyProbation, whyStopping, whyReleased, whyRevoking, whyMaxDraining, whySilent} {
 		mentions(t, explained, "`"+busyText(why)+"`", "text of busy")
 	}
 	for _, why := range []reason{whyDisplaced, whyWithdrawn, whyTimeout, whyRollback, whyProtocol, whySilent} {
@@ -349,7 +349,7 @@ func TestDocumentedReasonsAndCodes(t *testing.T) {
 func TestDocumentedStatus(t *testing.T) {
 	doc := section(t, document(t, "protocol.md"), "## Status")
 	for _, typ := range []reflect.Type{
-		reflect.TypeFor[Status](), reflect.TypeFor[GenerationStatus](), reflect.TypeFor[RequestStatus](),
+		reflect.TypeFor[Status](), reflect.TypeFor[GenerationStatus](), reflect.TypeFor[WaitingStatus](), reflect.TypeFor[RequestStatus](),
 		reflect.TypeFor[HandoffStatus](), reflect.TypeFor[SocketInfo](),
 	} {
 		for _, f := range reflect.VisibleFields(typ) {

@@ -244,6 +244,7 @@ func (p *Process) frameArrived(l *link, f *frame, fds []*descriptor) {
 	case f.Type == msgRejected && l.side != sideElder:
 		// Part of ready, which follows.
 	default:
+		p.expectRevoked(l, f)
 		p.feed(ev)
 		if l.side == sideRetired && (f.Type == msgRevoked || f.Type == msgAbort || f.Type == msgBye) {
 			p.forget(l)
@@ -257,7 +258,7 @@ func (p *Process) closeLink(s side) {
 	l.close()
 	switch s {
 	case sideElder:
-		p.living.lost(l)
+		p.reporterGone(l)
 		p.elder = nil
 	case sideYounger:
 		p.younger = nil
@@ -278,7 +279,8 @@ func (p *Process) sendFrame(a action) {
 	switch a.msg {
 	case msgBusy:
 		f.RetryMS, f.Generation = busyRetryMS, p.next
-		f.Text = busyText(a.why)
+		f.Text = p.busyText(a.why)
+		p.noteWaiting(l, a.why, f.Text)
 	case msgRefuse:
 		f.Code, f.Text = string(a.why), revokeText(a.why)
 	case msgWelcome:

@@ -94,6 +94,15 @@ func mutations() []mutation {
 			}
 			return step(m, ev)
 		}},
+		{"where as many drain as may, nobody else succeeds", func(m *machine, ev event) []action {
+			ev.full = false
+			return step(m, ev)
+		}},
+		{"who was told busy while as many drained as may is admitted after it", func(m *machine, ev event) []action {
+			acts := step(m, ev)
+			m.stopping = m.stopping || ev.kind == evHello && ev.full && m.sole() && m.younger == phaseNone
+			return acts
+		}},
 		{"at most one unrevoked successor holds descriptors", func(m *machine, ev event) []action {
 			if ev.kind == evHello && m.state == StateServing {
 				m.younger = phaseNone

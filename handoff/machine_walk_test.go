@@ -70,6 +70,8 @@ type world struct {
 	owner int8 // who must serve; -1 once the last owner was crashed or stopped on purpose
 
 	crashes, stops, verbs int8 // what may still be done to it
+
+	most int8 // of older ones may drain at the same time; 0: any number
 }
 
 func (w *world) runs(i int) bool {
@@ -428,7 +430,13 @@ func (k *walker) admit(w *world, i, j int) bool {
 	standsIn := w.procs[i].standsIn
 	l.elder = int8(i)
 	l.up.get()
-	k.feed(w, i, event{kind: evHello, mode: w.procs[j].m.mode})
+	full := w.most > 0 && w.draining() >= w.most
+	mode := w.procs[j].m.mode
+	younger := w.younger(i, roleYounger)
+	k.feed(w, i, event{kind: evHello, mode: mode, full: full})
+	if full && mode != Spare && (l.role != roleQueued || w.younger(i, roleYounger) != younger) {
+		k.fail("process %d let another one succeed, or sent its spare away, where %d drain already", i, w.most)
+	}
 	if l.role == roleQueued { // busy
 		l.closeOld()
 	} else if standsIn {
@@ -436,6 +444,16 @@ func (k *walker) admit(w *world, i, j int) bool {
 	}
 	l.clean()
 	return true
+}
+
+// draining counts those that finish what they have.
+func (w *world) draining() (n int8) {
+	for i := range w.procs {
+		if s := w.procs[i].m.state; w.lives(i) && (s == StateDraining || s == StateRevoked) {
+			n++
+		}
+	}
+	return n
 }
 
 // refuse: the control socket has no living holder any more, its queue is reset.
@@ -565,6 +583,12 @@ func walkSetups(three int) []walkSetup {
 		all = append(all, walkSetup{
 			name:  fmt.Sprintf("three, %v %v", modes[1], modes[2]),
 			modes: modes, prob: true, limit: three, w: world{crashes: 1, stops: 1, verbs: 2},
+		})
+	}
+	for _, modes := range [][]Takeover{{Auto, Auto, Auto}, {Auto, Spare, Auto}, {Auto, Standby, Spare}} {
+		all = append(all, walkSetup{
+			name:  fmt.Sprintf("three, %v %v, one may drain", modes[1], modes[2]),
+			modes: modes, prob: true, limit: three, w: world{crashes: 1, stops: 1, verbs: 2, most: 1},
 		})
 	}
 	return all

@@ -74,6 +74,7 @@ type Process struct {
 	ledger    ledger
 	jobs      singletons
 	living    living
+	waiting   waiting
 	next      uint64 // the last number that was given to a successor
 	last      *HandoffStatus
 	fault     error  // what a coming end is due to
