@@ -267,6 +267,14 @@ func TestChecksUnderAnOperator(t *testing.T) {
 				p.f.update(func(st *handoff.Status) { st.Generations = st.Generations[1:]; st.Instance = "second" })
 			},
 		},
+		{
+			name: "stop", code: exitUnknown, stderr: `handoffctl: error: generation 2 was released before the checks had passed; generation 2 .* serves; generation 1 .* drains`,
+			do: func(p *trialRun) {
+				p.f.update(func(st *handoff.Status) { st.Generations[0].State, st.Generations[0].LeftSeconds = "releasing", 0 })
+				require.Eventually(t, func() bool { return p.f.polled() || verbs(p.f) != "" }, 10*time.Second, time.Millisecond)
+				p.f.update(func(st *handoff.Status) { st.Generations[0].State = "draining" })
+			},
+		},
 	} {
 		t.Run(tt.name, func(t *testing.T) {
 			leak.Check(t)
@@ -284,11 +292,12 @@ func TestChecksUnderAnOperator(t *testing.T) {
 func TestChecksAgain(t *testing.T) {
 	for _, tt := range []struct {
 		name, check string
+		rounds      int
 		code        int
 		verbs       string
 	}{
-		{name: "passes", check: ran, code: exitDone},
-		{name: "fails", check: ran + "false", code: exitRefused, verbs: "rollback "},
+		{name: "passes", check: ran, rounds: 2, code: exitDone},
+		{name: "fails", check: ran + "false", rounds: 1, code: exitRefused, verbs: "rollback "},
 	} {
 		t.Run(tt.name, func(t *testing.T) {
 			leak.Check(t)
@@ -300,10 +309,10 @@ func TestChecksAgain(t *testing.T) {
 				st.Requests = []handoff.RequestStatus{{ID: "deploy", Outcome: "committed", Generation: 2}}
 			})
 			done := make(chan outcome, 1)
-			go func() { done <- p.run(t.Context(), t, "false", "--check", tt.check) }()
-			require.Eventually(t, func() bool { return p.read("ran") != "" }, 10*time.Second, time.Millisecond)
+			go func() { done <- p.run(t.Context(), t, "false", "--check-interval=1ms", "--check", tt.check) }()
+			// The second round is after all have passed.
+			require.Eventually(t, func() bool { return strings.Count(p.read("ran"), "\n") >= tt.rounds }, 10*time.Second, time.Millisecond)
 			if tt.code == exitDone {
-				// The second run of the same waits until the first has checked.
 				p.f.release()
 			}
 			got := <-done
@@ -312,6 +321,45 @@ func TestChecksAgain(t *testing.T) {
 			require.NoFileExists(t, p.file("pid"))
 		})
 	}
+}
+
+// TestChecksOnce: of two runs with the same request one checks, and the other
+// waits for it.
+func TestChecksOnce(t *testing.T) {
+	leak.Check(t)
+	p := newTrialRun(t, script{upTo: "committed", probation: 300}, false)
+	second := make(chan outcome, 1)
+	got := p.checking(t.Context(), t, "ran", 2, func() {
+		go func() {
+			second <- ctl(t.Context(), "--socket", p.path, "upgrade", "--request-id=deploy", "--check", "echo no >>$D/ran; false", "--", "false")
+		}()
+		require.Eventually(t, func() bool { return strings.Count(p.read("ran"), "\n") >= 10 }, 10*time.Second, time.Millisecond)
+		p.f.release()
+	}, "--check-interval=20ms", "--check", ran)
+	require.Equal(t, exitDone, got.code, got.stderr)
+	got = <-second
+	require.Equal(t, exitDone, got.code, got.stderr)
+	require.Contains(t, got.stdout, "request deploy is finished, CMD was not started: already released")
+	require.NotContains(t, p.read("ran"), "no\n")
+	require.Empty(t, verbs(p.f))
+	endLater(t, p.file("pid"), true)
+}
+
+// TestRollbackComesFirst: a check that does not let itself be ended keeps nobody
+// from taking back in time.
+func TestRollbackComesFirst(t *testing.T) {
+	leak.Check(t)
+	p := newTrialRun(t, script{upTo: "committed", probation: 300}, false)
+	got := p.checking(t.Context(), t, "at", 1, func() {
+		p.f.update(func(st *handoff.Status) { st.Generations[0].LeftSeconds = 0.3 })
+		require.Eventually(t, func() bool { return verbs(p.f) == "rollback " }, 10*time.Second, time.Millisecond)
+		pid, err := strconv.Atoi(strings.TrimSpace(p.read("at")))
+		require.NoError(t, err)
+		require.False(t, dead(pid))
+	}, "--check", "trap '' TERM; echo $$ >$D/at; while :; do sleep 0.05; done")
+	require.Equal(t, exitRefused, got.code, got.stderr)
+	endLater(t, p.file("at"), false)
+	endLater(t, p.file("pid"), true)
 }
 
 // TestNeedProbation: the incumbent changed while CMD was starting.
