@@ -156,22 +156,17 @@ type ending struct {
 
 // standsBy says that the second server may be a standby in the end: it was asked to be one.
 func (t *trial) standsBy(s proc.Status) bool {
-	return (t.step.way == wayStandby || t.step.way == wayHandover) && s.In("standby").Label == "v2"
+	return (t.step.way == wayStandby || t.step.way == wayHandover) && !t.kills(successor) && s.In("standby").Label == "v2"
 }
 
 // settle waits until one generation is left, and the tool has ended, and writes down how.
 func (t *trial) settle(ctx context.Context, r *result, b blow) (e ending) {
-	ctx, cancel := within(ctx, patience)
-	defer cancel()
 	outcome := ""
 	if t.nobody() {
 		outcome = "nobody"
-		if err := until(ctx, "both end", func() bool { return t.one.ended() && t.two.ended() }); err != nil {
-			r.fail("%v", err)
-		}
 	} else {
 		var err error
-		e.status, err = proc.WaitStatus(ctx, t.socket, func(s proc.Status) bool {
+		e.status, err = t.rest(ctx, func(s proc.Status) bool {
 			left := 1
 			if t.standsBy(s) {
 				left = 2
@@ -200,11 +195,20 @@ func (t *trial) settle(ctx context.Context, r *result, b blow) (e ending) {
 	e.since = time.Now()
 	if e.label != "" {
 		// What comes from here on is answered by one generation alone.
+		ctx, cancel := within(ctx, t.patience)
+		defer cancel()
 		if err := t.run.Wait(ctx, t.run.More(30)); err != nil {
 			r.fail("it does not answer any more: %v", err)
 		}
 	}
 	return e
+}
+
+// rest waits for a status.
+func (t *trial) rest(ctx context.Context, match func(proc.Status) bool) (proc.Status, error) {
+	ctx, cancel := within(ctx, t.patience)
+	defer cancel()
+	return proc.WaitStatus(ctx, t.socket, match)
 }
 
 // endOf says how a server ended that does not serve.
@@ -217,10 +221,19 @@ func (t *trial) endOf(ctx context.Context, r *result, p party, number, label str
 	case t.standsBy(e.status) && p == successor:
 		return number + " stands by"
 	}
+	ctx, cancel := within(ctx, t.patience)
+	defer cancel()
 	v := t.of(p)
 	if err := until(ctx, fmt.Sprintf("the %s ends", p), v.ended); err != nil {
 		r.fail("%v", err)
 		return number + " stays"
+	}
+	if p == incumbent {
+		code, err := t.first.Wait(ctx)
+		if err != nil {
+			r.fail("%v", err)
+		}
+		return fmt.Sprintf("%s ended (%d)", number, code)
 	}
 	if code, ok := exitCode(filepath.Join(t.dir, label+".log")); ok {
 		return fmt.Sprintf("%s ended (%d)", number, code)
@@ -236,6 +249,8 @@ func (t *trial) toolsEnd(ctx context.Context, r *result) string {
 	case t.kills(tool):
 		return t.ctl.Name + " killed"
 	}
+	ctx, cancel := within(ctx, t.patience)
+	defer cancel()
 	code, err := t.ctl.Wait(ctx)
 	if err != nil {
 		r.fail("%v", err)
@@ -251,7 +266,7 @@ func (t *trial) judge(r *result, rep load.Report, b blow, e ending) {
 		r.fail("lost %d on new connections and %d on those of who lives, the first: %s", r.toll.fresh, r.toll.kept, r.toll.first)
 	}
 	if t.nobody() {
-		return
+		return // the next start is what counts
 	}
 	took, ok := recovery(rep, b.at)
 	if !ok {
@@ -285,6 +300,8 @@ func (t *trial) bound() time.Duration {
 		return slack
 	case t.hits(incumbent):
 		return stopFor + slack // it may be the one that serves
+	case t.hits(successor) && t.step.stage >= said:
+		return stopFor + slack // it serves alone: clients wait for it
 	case t.hits(successor) && t.step.probed:
 		return 3*heartbeat + slack
 	case t.hits(successor):
@@ -324,7 +341,7 @@ func (t *trial) descriptors(ctx context.Context, r *result, quiet baseline, e en
 	}
 }
 
-// stir asks for a rollback, which must be refused now. A question that waits for a change of the status is answered
+// stir asks for a rollback, which must change nothing now. A question that waits for a change of the status is answered
 // thereby, and the connection of one who has gone meanwhile (a killed handoffctl) found out: it is no leak.
 func (t *trial) stir(ctx context.Context) error {
 	conn, err := (&net.Dialer{}).DialContext(ctx, "unixpacket", t.socket)
@@ -340,7 +357,7 @@ func (t *trial) stir(ctx context.Context) error {
 	}
 	answer := make([]byte, 4096)
 	n, err := conn.Read(answer)
-	if err == nil && !strings.Contains(string(answer[:n]), `"not_now"`) {
+	if err == nil && !strings.Contains(string(answer[:n]), `"not_now"`) && !strings.Contains(string(answer[:n]), `"already":true`) {
 		err = fmt.Errorf("a rollback after the end is answered %s", answer[:n])
 	}
 	return err
@@ -384,7 +401,7 @@ func socketLine(link string) string {
 
 // next wants that the next handoff works: what is left of this one is in nobody's way.
 func (t *trial) next(ctx context.Context, r *result, e ending) {
-	ctx, cancel := within(ctx, patience)
+	ctx, cancel := within(ctx, t.patience)
 	defer cancel()
 	want := "v3"
 	var err error

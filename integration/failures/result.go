@@ -12,14 +12,13 @@ import (
 // result is what one cell showed.
 type result struct {
 	cell
-	outcome   string // who serves, how the others ended, how the tool did
-	toll      toll
-	recovery  time.Duration // 0: nothing to measure
-	failures  []string
-	logs      string        // the ends of the logs, where something failed
-	held      time.Duration // from the stop at the step to the fault
-	took      time.Duration
-	generated time.Time
+	outcome  string // who serves, how the others ended, how the tool did
+	toll     toll
+	recovery time.Duration // 0: nothing to measure
+	failures []string
+	logs     string        // the ends of the logs, where something failed
+	held     time.Duration // from the stop at the step to the fault
+	took     time.Duration
 }
 
 func (r *result) fail(format string, args ...any) {

@@ -36,51 +36,59 @@ const (
 
 // step is a point of the protocol at which something happens to somebody.
 type step struct {
-	name string
-	halt party // who stops itself there; "" where nobody does and both run
-	at   string
-	way  way
-	// holds says that the successor holds the sockets, or that they are on their way to it: it can serve when the
-	// incumbent is dead.
-	holds bool
-	// probed bounds the recovery of a stopped successor: both sides are in probation, where heartbeats are watched.
-	probed bool
+	name   string
+	halt   party // who stops itself there; "" where nobody does and both run
+	at     string
+	way    way
+	stage  stage
+	probed bool // both sides are in probation and run: how long a stopped successor costs is bounded more closely
 }
+
+// stage is who could serve if the other died now.
+type stage int
+
+const (
+	offered stage = iota // only the incumbent: nothing has been sent
+	both                 // whoever lives: sockets that are on their way count for the successor
+	revoked              // only the incumbent: the successor was told to stop
+	said                 // whoever lives, but the successor has said that it is on its own, or will have when the fault comes
+	alone                // only the successor: the incumbent has given the sockets up
+)
 
 // steps are all of them, in the order of the protocol.
 var steps = []step{
 	{name: "sent hello", halt: successor, way: wayUpgrade},
 	{name: "read hello", halt: incumbent, way: wayUpgrade},
 	{name: "sent welcome", halt: incumbent, way: wayUpgrade},
-	{name: "sent sockets", halt: incumbent, way: wayUpgrade, holds: true},
-	{name: "read sockets", halt: successor, way: wayUpgrade, holds: true},
-	{name: "sent got", halt: successor, way: wayUpgrade, holds: true},
-	{name: "read got", halt: incumbent, way: wayUpgrade, holds: true},
-	{name: "before ready", halt: successor, way: wayUpgrade, holds: true},
-	{name: "sent ready", halt: successor, way: wayUpgrade, holds: true},
-	{name: "read ready", halt: incumbent, way: wayUpgrade, holds: true},
-	{name: "standby", way: wayStandby, holds: true},
-	{name: "handover asked", at: "before serve", halt: incumbent, way: wayHandover, holds: true},
-	{name: "before serve", halt: incumbent, way: wayUpgrade, holds: true},
-	{name: "sent serve", halt: incumbent, way: wayUpgrade, holds: true},
-	{name: "read serve", halt: successor, way: wayUpgrade, holds: true},
-	{name: "before serving", halt: successor, way: wayUpgrade, holds: true},
-	{name: "sent serving", halt: successor, way: wayUpgrade, holds: true},
-	{name: "read serving", halt: incumbent, way: wayUpgrade, holds: true},
-	{name: "probation", way: wayUpgrade, holds: true, probed: true},
-	{name: "rollback asked", at: "before revoke", halt: incumbent, way: wayRollback, holds: true},
-	{name: "read revoke", halt: successor, way: wayRollback, holds: true},
-	{name: "before revoked", halt: successor, way: wayRollback, holds: true},
-	{name: "sent release", halt: incumbent, way: wayUpgrade, holds: true},
-	{name: "read release", halt: successor, way: wayUpgrade, holds: true},
-	{name: "before released", halt: successor, way: wayUpgrade, holds: true},
-	{name: "sent released", halt: successor, way: wayUpgrade, holds: true},
-	{name: "read released", halt: incumbent, way: wayUpgrade, holds: true},
-	{name: "before draining", halt: incumbent, way: wayUpgrade, holds: true},
-	{name: "sent draining", halt: incumbent, way: wayUpgrade, holds: true},
-	{name: "read draining", halt: successor, way: wayUpgrade, holds: true},
-	{name: "sent bye", halt: incumbent, way: wayUpgrade, holds: true},
-	{name: "read bye", halt: successor, way: wayUpgrade, holds: true},
+	{name: "sent sockets", halt: incumbent, way: wayUpgrade, stage: both},
+	{name: "read sockets", halt: successor, way: wayUpgrade, stage: both},
+	{name: "sent got", halt: successor, way: wayUpgrade, stage: both},
+	{name: "read got", halt: incumbent, way: wayUpgrade, stage: both},
+	{name: "before ready", halt: successor, way: wayUpgrade, stage: both},
+	{name: "sent ready", halt: successor, way: wayUpgrade, stage: both},
+	{name: "read ready", halt: incumbent, way: wayUpgrade, stage: both},
+	{name: "standby", way: wayStandby, stage: both},
+	{name: "handover asked", at: "before serve", halt: incumbent, way: wayHandover, stage: both},
+	{name: "before serve", halt: incumbent, way: wayUpgrade, stage: both},
+	{name: "sent serve", halt: incumbent, way: wayUpgrade, stage: both},
+	{name: "read serve", halt: successor, way: wayUpgrade, stage: both},
+	{name: "before serving", halt: successor, way: wayUpgrade, stage: both},
+	{name: "sent serving", halt: successor, way: wayUpgrade, stage: both},
+	{name: "read serving", halt: incumbent, way: wayUpgrade, stage: both},
+	{name: "probation", way: wayUpgrade, stage: both, probed: true},
+	{name: "rollback asked", at: "before revoke", halt: incumbent, way: wayRollback, stage: both},
+	{name: "read revoke", halt: successor, way: wayRollback, stage: revoked},
+	{name: "before revoked", halt: successor, way: wayRollback, stage: revoked},
+	{name: "sent release", halt: incumbent, way: wayUpgrade, stage: said},
+	{name: "read release", halt: successor, way: wayUpgrade, stage: both},
+	{name: "before released", halt: successor, way: wayUpgrade, stage: both},
+	{name: "sent released", halt: successor, way: wayUpgrade, stage: said},
+	{name: "read released", halt: incumbent, way: wayUpgrade, stage: said},
+	{name: "before draining", halt: incumbent, way: wayUpgrade, stage: alone},
+	{name: "sent draining", halt: incumbent, way: wayUpgrade, stage: alone},
+	{name: "read draining", halt: successor, way: wayUpgrade, stage: alone},
+	{name: "sent bye", halt: incumbent, way: wayUpgrade, stage: alone},
+	{name: "read bye", halt: successor, way: wayUpgrade, stage: alone},
 }
 
 // point is what FAULTS_HALT is set to, "" where nobody halts.
@@ -119,11 +127,14 @@ func (c cell) hits(p party) bool { return slices.Contains(c.victims, p) }
 // kills says that a party is killed.
 func (c cell) kills(p party) bool { return c.fault == faultKill && c.hits(p) }
 
-// nobody says that no server is left alive: the next one has to begin anew.
-func (c cell) nobody() bool { return c.kills(incumbent) && c.kills(successor) }
+// nobody says that nobody is left who may serve: the next server has to begin anew.
+func (c cell) nobody() bool {
+	return c.kills(incumbent) && (c.kills(successor) || c.step.stage == revoked) ||
+		c.kills(successor) && c.step.stage == alone
+}
 
 // mayLose says that no living process holds the sockets, so that clients can't but notice.
-func (c cell) mayLose() bool { return c.nobody() || c.kills(incumbent) && !c.step.holds }
+func (c cell) mayLose() bool { return c.nobody() || c.kills(incumbent) && c.step.stage == offered }
 
 // column is a set of victims and what happens to them: one table of the page has several.
 type column struct {
@@ -150,8 +161,15 @@ var tables = []struct {
 
 // pointless says why a combination is left out, "" where it is not.
 func (c cell) pointless() string {
-	if c.hits(tool) && c.step.way == wayStandby {
-		return "no handoffctl runs while a standby waits"
+	switch s := c.step; {
+	case c.hits(tool) && s.way == wayStandby:
+		return "while a standby waits no handoffctl runs"
+	case c.hits(tool) && s.stage == revoked:
+		return "a rollback is answered before the successor has read its `revoke`"
+	case c.hits(tool) && s.name == "sent bye":
+		return "the upgrade ends as soon as `bye` was read"
+	case c.hits(incumbent) && s.name == "read bye":
+		return "the incumbent has ended by the time its `bye` is read"
 	}
 	return ""
 }

@@ -7,7 +7,9 @@ import (
 	"net"
 	"os"
 	"path/filepath"
+	"slices"
 	"strconv"
+	"strings"
 	"syscall"
 	"time"
 
@@ -28,6 +30,8 @@ const (
 	stopFor = 3500 * time.Millisecond
 	// patience bounds every wait of a trial. One that passes needs a small part of it.
 	patience = 15 * time.Second
+	// toolTimeout is how long handoffctl waits where nobody is left to tell it anything.
+	toolTimeout = 8 * time.Second
 )
 
 var serverFlags = []string{
@@ -42,6 +46,8 @@ type trial struct {
 	dir    string
 	socket string
 	port   int // reserved: an open socket without a listener keeps it
+	// patience bounds its waits for what follows the fault.
+	patience time.Duration
 
 	first   *proc.Process
 	one     *process // the first server, again
@@ -58,7 +64,10 @@ func newTrial(c cell, bin proc.Binaries) (*trial, error) {
 	if err != nil {
 		return nil, err
 	}
-	t := &trial{cell: c, bin: bin, dir: dir, socket: filepath.Join(dir, "s")}
+	t := &trial{cell: c, bin: bin, dir: dir, socket: filepath.Join(dir, "s"), patience: patience}
+	if c.without != "" {
+		t.patience /= 3 // it will not come to rest
+	}
 	return t, nil
 }
 
@@ -154,7 +163,7 @@ func (t *trial) startFirst(ctx context.Context) (err error) {
 // startLoad puts clients on the service: on new connections, and on connections that stay.
 func (t *trial) startLoad(ctx context.Context) (err error) {
 	t.run, err = load.Start(ctx, load.Config{
-		Timeout: stopFor + 4*time.Second,
+		Timeout: stopFor + 2*time.Second,
 		Streams: []load.Stream{
 			{Kind: load.NewConn, Address: t.address(), Rate: 50},
 			{Kind: load.KeepAlive, Address: t.address(), Conns: 10, Rate: 100},
@@ -180,18 +189,18 @@ func (t *trial) handoffctl(name string, args ...string) (err error) {
 
 // upgrade starts the second server by the tool and finds out which process it is.
 func (t *trial) upgrade(ctx context.Context, wait string, more ...string) error {
-	args := append([]string{"upgrade", "--timeout", patience.String(), "--wait=" + wait, "--log", t.log("v2"), "--", t.bin.Server}, t.serverArgs("v2", more...)...)
+	args := append([]string{"upgrade", "--timeout", toolTimeout.String(), "--wait=" + wait, "--log", t.log("v2"), "--", t.bin.Server}, t.serverArgs("v2", more...)...)
 	if err := t.handoffctl("upgrade", args...); err != nil {
 		return err
 	}
 	return until(ctx, "upgrade starts a server", func() bool {
-		for _, pid := range children(t.ctl.PID()) {
+		// It may have ended by now: then its child is this process's.
+		for _, pid := range append(children(t.ctl.PID()), children(os.Getpid())...) {
 			p, err := hold(pid)
 			if err != nil {
 				continue // it has ended
 			}
-			// Go's runtime starts a child of its own to see what the kernel can.
-			if exe, err := os.Readlink(fmt.Sprintf("/proc/%d/exe", pid)); err == nil && exe == t.bin.Server {
+			if t.isServer(pid, "v2") {
 				t.two = p
 				return true
 			}
@@ -199,6 +208,17 @@ func (t *trial) upgrade(ctx context.Context, wait string, more ...string) error 
 		}
 		return false
 	})
+}
+
+// isServer says whether a process is this trial's server with that label. A child that has not become one yet, by
+// execve(2), is none; Go's runtime starts others, too, to see what the kernel can.
+func (t *trial) isServer(pid int, label string) bool {
+	line, err := os.ReadFile(fmt.Sprintf("/proc/%d/cmdline", pid))
+	if err != nil {
+		return false
+	}
+	args := strings.Split(string(line), "\x00")
+	return args[0] == t.bin.Server && slices.Contains(args, t.socket) && slices.Contains(args, label)
 }
 
 // must waits until the tool has ended well: it was only the way to the step.
@@ -220,13 +240,13 @@ func (t *trial) begin(ctx context.Context) error {
 			return err
 		}
 		if t.step.way == wayHandover {
-			return t.handoffctl("handover", "handover", "--timeout", patience.String())
+			return t.handoffctl("handover", "handover", "--timeout", toolTimeout.String())
 		}
 	case wayRollback:
 		if err := errors.Join(t.upgrade(ctx, "committed"), t.must(ctx)); err != nil {
 			return err
 		}
-		return t.handoffctl("rollback", "rollback", "--timeout", patience.String())
+		return t.handoffctl("rollback", "rollback", "--timeout", toolTimeout.String())
 	}
 	return nil
 }
