@@ -32,19 +32,20 @@ type matrix struct {
 }
 
 func main() {
-	only := flag.String("only", "", "`pattern` of the cells to run: 'STEP/VICTIM/FAULT', with * and ? (controls are left out)")
+	only := flag.String("only", "", "`pattern` of the cells to run: 'STEP/VICTIM/FAULT', with * and ?; controls are left out")
+	justControls := flag.Bool("controls", false, "run the negative controls alone")
 	parallel := flag.Int("parallel", 8, "cells at a time: most of a cell is waiting")
 	keep := flag.Bool("keep", false, "leave the cells' directories, with their logs, in the temporary directory")
 	write := flag.String("write", "", "write the page to `FILE`")
 	check := flag.String("check", "", "compare the outcomes with those in `FILE`")
 	flag.Parse()
-	if _, err := path.Match(*only, ""); err != nil || flag.NArg() > 0 || *parallel < 1 || *only != "" && (*write != "" || *check != "") {
+	if _, err := path.Match(*only, ""); err != nil || flag.NArg() > 0 || *parallel < 1 || (*only != "" || *justControls) && (*write != "" || *check != "") {
 		fmt.Fprintln(os.Stderr, "failures: error: see --help; --write and --check are for the whole matrix")
 		os.Exit(2)
 	}
 	ctx, stop := signal.NotifyContext(context.Background(), os.Interrupt, syscall.SIGTERM)
 	defer stop()
-	ok, err := work(ctx, &matrix{keep: *keep, at: *parallel}, *only, *write, *check)
+	ok, err := work(ctx, &matrix{keep: *keep, at: *parallel}, *only, *justControls, *write, *check)
 	if err != nil {
 		fmt.Fprintf(os.Stderr, "failures: error: %v\n", err)
 	}
@@ -53,7 +54,7 @@ func main() {
 	}
 }
 
-func work(ctx context.Context, m *matrix, only, write, check string) (ok bool, err error) {
+func work(ctx context.Context, m *matrix, only string, justControls bool, write, check string) (ok bool, err error) {
 	dir, err := os.MkdirTemp("", "hfbin")
 	if err != nil {
 		return false, err
@@ -70,16 +71,25 @@ func work(ctx context.Context, m *matrix, only, write, check string) (ok bool, e
 		return false, err
 	}
 	begin := time.Now()
+	match := func(c cell) bool {
+		ok, _ := path.Match(only, c.id()) // main has seen that it is a pattern
+		return ok || only == ""
+	}
 	var todo []cell
 	for _, c := range cells() {
-		if match, _ := path.Match(only, c.id()); match || only == "" {
+		if match(c) && !justControls {
 			todo = append(todo, c)
 		}
 	}
 	results := m.runAll(ctx, todo)
 	var held []control
-	if only == "" {
-		held = m.runControls(ctx)
+	if only == "" || justControls {
+		if held, err = m.runControls(ctx, match); err != nil {
+			return false, err
+		}
+	}
+	if err := ctx.Err(); err != nil {
+		return false, err // an interrupt: what was not run has not failed
 	}
 	return report(results, held, time.Since(begin), write, check)
 }
@@ -135,7 +145,7 @@ func say(r *result) {
 	}
 	name := r.id()
 	if r.without != "" {
-		name += " without " + r.without
+		word, name = "CTRL", name+" without "+r.without
 	}
 	fmt.Printf("%s %-48s %s; %s (%s)\n", word, name, r.outcome, r.figures(), short(r.took))
 	for _, f := range r.failures {
