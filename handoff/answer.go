@@ -22,6 +22,7 @@ type controlSocket struct {
 	file  fileID       // of the file at path, recorded at bind
 	ln    net.Listener // while this process answers
 	owned bool         // nobody succeeds this process: the path goes with it
+	stead bool         // ln answers questions in the stead of a silent incumbent
 
 	connTable
 }
@@ -44,7 +45,7 @@ func (s *controlSocket) hold(path string, d *descriptor, file fileID) {
 func (s *controlSocket) close() {
 	if s.ln != nil {
 		s.ln.Close()
-		s.ln = nil
+		s.ln, s.stead = nil, false
 	}
 	if s.d != nil {
 		s.d.Close()
@@ -65,6 +66,7 @@ func (s *controlSocket) removeIfOwned() {
 // beginAnswering takes over the control socket. Calling listen(2) again keeps
 // what is queued and makes SO_PEERCRED name this process to whoever connects.
 func (p *Process) beginAnswering() {
+	p.standAside()
 	s := &p.control
 	p.answers = s.d != nil
 	if s.ln != nil || s.d == nil {
@@ -81,6 +83,56 @@ func (p *Process) beginAnswering() {
 	}
 	ln := s.ln.(*net.UnixListener)
 	p.work.Go(func() { p.answerAll(ln, &s.connTable, p.answerOne) })
+}
+
+// standIn answers questions while the incumbent, whose it is to answer, does not.
+// listen(2) is not called: the credentials of the socket stay the incumbent's.
+func (p *Process) standIn() {
+	s := &p.control
+	if s.ln != nil || s.d == nil {
+		return
+	}
+	var err error
+	if s.ln, err = s.d.listener(); err != nil {
+		p.Logger().Error("can't answer for the silent incumbent", "socket", s.path, "error", err)
+		return
+	}
+	s.stead = true
+	ln := s.ln.(*net.UnixListener)
+	p.work.Go(func() { p.answerAll(ln, &s.connTable, p.answerOne) })
+}
+
+// standAside leaves the questions to whoever has to answer them; who asked here
+// asks again.
+func (p *Process) standAside() {
+	s := &p.control
+	if !s.stead {
+		return
+	}
+	s.ln.Close()
+	s.ln, s.stead = nil, false
+	s.hangUp()
+}
+
+// notMine refuses what only the process can do that decides who serves. A
+// successor that is not on its own yet answers in its silent incumbent's stead,
+// or has just ceased to.
+func (p *Process) notMine(f *frame) (no *frame) {
+	switch f.Type {
+	case msgStatus, msgListSockets:
+		return nil
+	}
+	p.ask(func() {
+		switch {
+		case p.m.silent:
+			l := p.elder
+			no = refusal("silent", fmt.Sprintf("generation %d (pid %d), which decides, is alive but silent: generation %d answers questions for it, and nothing else", l.number, l.peer.PID, p.Generation()),
+				"look at that process: let it continue (SIGCONT), or end it, and this generation serves alone")
+		case p.m.watches(timerElderSilent):
+			no = refusal("busy", "the incumbent answers again", "ask again")
+		}
+	})
+	return no
 }
 
 // answerAll keeps what comes through ln in t, and has each answered by one in a
@@ -151,6 +203,12 @@ func (p *Process) answerOne(c *conn) {
 			return
 		case msgError:
 			continue // never answered
+		}
+		if no := p.notMine(f); no != nil {
+			if say(c, no) != nil {
+				return
+			}
+			continue
 		}
 		// Where it is about this process's end, the connection tells by its own end
 		// that it has come.

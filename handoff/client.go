@@ -53,6 +53,7 @@ const (
 	CodeNotNow     = "not_now"
 	CodePermission = "permission"
 	CodeBusy       = "busy"
+	CodeSilent     = "silent"      // the process that decides, or the standby, is alive but does not answer
 	CodeSelfSocket = "self_socket" // what was asked is for the control socket
 )
 

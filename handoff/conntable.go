@@ -35,6 +35,15 @@ func (t *connTable) closeConns() {
 	}
 }
 
+// hangUp closes what is open now; whoever asked asks again.
+func (t *connTable) hangUp() {
+	t.mu.Lock()
+	defer t.mu.Unlock()
+	for _, k := range t.conns {
+		k.c.Close()
+	}
+}
+
 // track keeps c to be closed at the end. Where too many are open the oldest that
 // is no link makes room, so that nobody who stays connected delays a handoff; an
 // operator's tool asks again.

@@ -255,6 +255,7 @@ func TestDocumentedDeadlines(t *testing.T) {
 	defaults := map[timerKind]time.Duration{
 		timerStep: cfg.StepTimeout, timerReady: cfg.ReadyTimeout, timerServing: cfg.StepTimeout, timerProbation: cfg.Probation,
 		timerReleased: cfg.StepTimeout, timerOffer: cfg.StepTimeout,
+		timerElderSilent: missed * cfg.Heartbeat, timerYoungerSilent: missed * cfg.Heartbeat,
 	}
 	for k := range timerCount {
 		require.Contains(t, tables, k.String())
@@ -334,10 +335,10 @@ func TestDocumentedReasonsAndCodes(t *testing.T) {
 		mentions(t, explained, "`"+literal(value)+"`", "reason")
 	}
 	require.Greater(t, reasons, 10)
-	for _, why := range []reason{whyStarting, whyHandoff, whyProbation, whyStopping, whyReleased, whyRevoking} {
+	for _, why := range []reason{whyStarting, whyHandoff, whyProbation, whyStopping, whyReleased, whyRevoking, whySilent} {
 		mentions(t, explained, "`"+busyText(why)+"`", "text of busy")
 	}
-	for _, why := range []reason{whyDisplaced, whyWithdrawn, whyTimeout, whyRollback, whyProtocol} {
+	for _, why := range []reason{whyDisplaced, whyWithdrawn, whyTimeout, whyRollback, whyProtocol, whySilent} {
 		mentions(t, explained, "`"+revokeText(why)+"`", "text of revoke")
 	}
 

@@ -44,6 +44,10 @@ var (
 	// process served.
 	ErrRevoked = errors.New("revoked by the incumbent")
 
+	// ErrUnhealthy: this process gave back, because it reported itself unhealthy;
+	// what it said is behind it.
+	ErrUnhealthy = errors.New("gave back to the incumbent: unhealthy")
+
 	// ErrSilent: somebody holds the control socket and says nothing. It is
 	// never taken for dead.
 	ErrSilent = errors.New("the incumbent is connected but says nothing (it may be stopped or hung: look at that process, and end it if it stays so)")

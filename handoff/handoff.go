@@ -454,6 +454,27 @@ func (p *Process) Stop() {
 	}
 }
 
+// ReportUnhealthy says that this process can't do its work, and why; err must not
+// be nil. Before it serves it gives up; in probation, as the successor, it stops
+// accepting, its incumbent takes back at once, and it drains: Err is ErrUnhealthy
+// then. Once it is on its own nobody can take back, and beside an incumbent that
+// hangs nobody would serve: it goes on, with a line in the log and the complaint
+// in the status. It does not block.
+func (p *Process) ReportUnhealthy(err error) {
+	p.post(func() {
+		p.mu.Lock()
+		p.complaint = err.Error()
+		p.mu.Unlock()
+		p.feed(event{kind: evUnhealthy})
+	})
+}
+
+func (p *Process) unhealthy() error {
+	p.mu.Lock()
+	defer p.mu.Unlock()
+	return fmt.Errorf("%w: %s", ErrUnhealthy, p.complaint)
+}
+
 // Hammer cuts a stop or a drain short: what is open is cut now, as at the drain
 // deadline, and what a stop still waits for is waited for no more. A successor
 // that has every socket serves when it is ready; one that has not is sent away.

@@ -38,7 +38,7 @@ func TestSuccessorOutOfOrder(t *testing.T) {
 	}
 	for at, fitting := range fits {
 		for _, f := range everyFrame() {
-			skip := f.Type == msgError // TestErrorsAreNotAnswered
+			skip := f.Type == msgError || f.Type == msgPing || f.Type == msgPong // TestErrorsAreNotAnswered, TestHeartbeat…
 			for _, m := range fitting {
 				skip = skip || m == f.Type
 			}

@@ -19,6 +19,8 @@ import (
 type rawPeer struct {
 	t testing.TB
 	c *conn
+
+	deaf bool // it does not answer heartbeats, and hears them
 }
 
 func newRawPeer(t testing.TB, c *conn) *rawPeer {
@@ -59,6 +61,10 @@ func (r *rawPeer) next() (*frame, error) {
 	}
 	f, err := decode(b)
 	require.NoError(r.t, err)
+	if f.Type == msgPing && !r.deaf {
+		r.say(&frame{Type: msgPong})
+		return r.next()
+	}
 	return f, nil
 }
 

@@ -62,6 +62,11 @@ func (p *Process) admit() {
 	p.next = max(p.next, p.living.highest()) + 1
 	l.side, l.number, l.id = sideYounger, p.next, rand.Text()[:10]
 	p.younger = l
+	if d, err := l.c.pidfd(); err == nil {
+		if err := l.watchLife(d); err != nil {
+			p.Logger().Debug("the successor's death is noticed by the end of its link only", "error", err)
+		}
+	}
 	p.setGeneration(p.Generation(), l.id)
 	p.prepareOffer(l.files)
 	p.ledger.set(RequestStatus{ID: l.peer.Request, Outcome: OutcomeStarting, Generation: l.number, Time: time.Now()})
@@ -74,7 +79,7 @@ func (p *Process) welcome(f *frame) {
 	me := p.program
 	f.Version, f.Generation, f.Handoff, f.Program = l.version, l.number, l.id, &me
 	f.Deadlines = &deadlines{
-		StepSeconds: p.cfg.StepTimeout.Seconds(), ReadySeconds: p.cfg.ReadyTimeout.Seconds(), ProbationSeconds: p.cfg.Probation.Seconds(),
+		StepSeconds: p.cfg.StepTimeout.Seconds(), ReadySeconds: p.cfg.ReadyTimeout.Seconds(), ProbationSeconds: p.cfg.Probation.Seconds(), HeartbeatSeconds: p.cfg.Heartbeat.Seconds(),
 	}
 	f.Total, f.Requests = len(p.offer.items), p.ledger.list()
 }
@@ -138,6 +143,10 @@ func (p *Process) fromYounger(l *link, f *frame) (last bool, err error) {
 			return false, fmt.Errorf("%w: rejected", errLink)
 		}
 		return false, p.reject(f.Rejected)
+	case msgAbort:
+		if f.Text != "" {
+			p.Logger().Warn("the successor gives up", "reason", string(f.Reason), "text", f.Text)
+		}
 	case msgReady:
 		o.took = f.N
 		l.singletons = f.Singletons
@@ -253,6 +262,8 @@ func busyText(why reason) string {
 		return "the last handoff is in probation"
 	case whyStopping:
 		return "it is about to stop"
+	case whySilent:
+		return "the incumbent is alive but silent, and a standby waits for it"
 	case whyRevoking:
 		return "a revoked successor has not confirmed yet"
 	}
@@ -275,6 +286,8 @@ func revokeText(why reason) string {
 		return "the service is taken out, nobody is to succeed"
 	case whyStopped:
 		return "an operator stopped it"
+	case whySilent:
+		return "it did not answer heartbeats"
 	}
 	return string(why)
 }

@@ -19,6 +19,8 @@ const (
 	rightsRefusal                // SO_PASSRIGHTS, Linux 6.16. Without: what a client sends is received, and closed
 	messageStamps                // SO_TIMESTAMP on Unix sockets. Without: a message of no bytes looks like the end of the connection
 	backlogLimit                 // /proc/sys/net/core/somaxconn. Without: unix.SOMAXCONN
+	pidfds                       // pidfd_open(2), Linux 5.3. Without: the successor takes only the end of the link for the incumbent's death, and can't end one that is silent
+	peerPidfds                   // SO_PEERPIDFD, Linux 6.5. Without: the incumbent takes only the end of the link for the successor's death
 	ipv6                         // Without: a wildcard address is IPv4's
 	featureCount
 )
@@ -29,6 +31,8 @@ var absent = [featureCount]error{
 	rightsRefusal: unix.ENOPROTOOPT,
 	messageStamps: unix.ENOPROTOOPT,
 	backlogLimit:  fs.ErrNotExist,
+	pidfds:        unix.ENOSYS,
+	peerPidfds:    unix.ENOPROTOOPT,
 	ipv6:          unix.EAFNOSUPPORT,
 }
 

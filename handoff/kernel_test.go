@@ -19,6 +19,8 @@ var featureNames = [featureCount]struct{ name, since string }{
 	rightsRefusal: {"SO_PASSRIGHTS", "6.16"},
 	messageStamps: {"SO_TIMESTAMP", ""},
 	backlogLimit:  {"/proc/sys/net/core/somaxconn", ""},
+	pidfds:        {"pidfd_open(2)", "5.3"},
+	peerPidfds:    {"SO_PEERPIDFD", "6.5"},
 	ipv6:          {"IPv6", ""},
 }
 
@@ -119,6 +121,20 @@ func TestHandoffWithoutFeature(t *testing.T) {
 		backlogLimit: func(t *testing.T, _ *chain, _ *Process) {
 			require.Equal(t, unix.SOMAXCONN, maxBacklog())
 		},
+		pidfds: func(t *testing.T, _ *chain, _ *Process) {
+			_, err := ownPidfd()
+			require.ErrorIs(t, err, unix.ENOSYS)
+		},
+		peerPidfds: func(t *testing.T, c *chain, _ *Process) {
+			o, err := dialOperator(c.ctx, c.socket, nil)
+			require.NoError(t, err)
+			defer o.Close()
+			_, err = o.c.pidfd()
+			require.ErrorIs(t, err, unix.ENOPROTOOPT)
+			pid, err := o.c.peerPID()
+			require.NoError(t, err)
+			require.Equal(t, os.Getpid(), pid)
+		},
 		ipv6: func(t *testing.T, c *chain, p *Process) {
 			ln := c.listen(p, "tcp", ":0")
 			greet(p, ln)
@@ -134,7 +150,7 @@ func TestHandoffWithoutFeature(t *testing.T) {
 	}
 	t.Run("all", func(t *testing.T) {
 		c := newChain(t)
-		without(t, netnsCookies, rightsRefusal, messageStamps, backlogLimit, ipv6)
+		without(t, netnsCookies, rightsRefusal, messageStamps, backlogLimit, pidfds, peerPidfds, ipv6)
 		c.handOver(t, "tcp", ":0", func(p *Process) {
 			for _, look := range lost {
 				look(t, c, p)

@@ -6,6 +6,7 @@ import (
 	"io"
 	"net"
 	"os"
+	"sync/atomic"
 )
 
 // link is one end of the connection between an incumbent and its successor. Its
@@ -23,6 +24,10 @@ type link struct {
 	number  uint64   // the other end's generation
 
 	singletons bool // the successor has some
+
+	pulse pulse       // owned by run
+	life  lifeline    // the other end's process, if it is known; owned by run
+	dead  atomic.Bool // that process has ended
 }
 
 // errLink is what a frame that can't be believed is reported as.
@@ -59,6 +64,10 @@ func (l *link) readEmpty() (goOn bool) {
 				l.p.post(func() { l.p.feedFrom(l, event{kind: evEmpty}) })
 				return false
 			}
+		case !ok && l.dead.Load():
+			// Somebody else has its end of the link. Nothing of its own can follow.
+			l.p.post(func() { l.p.feedFrom(l, event{kind: evEOF}) })
+			return false
 		case !ok:
 			l.p.post(func() { l.p.feedFrom(l, event{kind: evEmpty}) })
 			return true
@@ -109,6 +118,9 @@ func (l *link) deliver(b []byte, fds []*descriptor) {
 			haltAt("read", f.Type)
 			l.p.frameArrived(l, f, fds)
 		}
+		if !l.closed {
+			l.p.heardOn(l, err == nil && (f.Type == msgPong || f.Type == msgError))
+		}
 	})
 	if !posted {
 		closeAll(fds)
@@ -154,6 +166,7 @@ func (l *link) close() {
 	if l != nil && !l.closed {
 		l.closed = true
 		l.c.Close()
+		l.life.Close()
 	}
 }
 
@@ -198,7 +211,7 @@ func (p *Process) badFrame(l *link, err error) {
 
 // frameArrived looks at what a frame carries, then tells the machine.
 func (p *Process) frameArrived(l *link, f *frame, fds []*descriptor) {
-	if f.Type != msgSockets && len(fds) > 0 {
+	if f.Type != msgSockets && !(f.Type == msgWelcome && f.Pidfd && len(fds) == 1) && len(fds) > 0 {
 		closeAll(fds)
 		p.badFrame(l, fmt.Errorf("%w: %s carries %d descriptors", errLink, f.Type, len(fds)))
 		return
@@ -227,6 +240,8 @@ func (p *Process) frameArrived(l *link, f *frame, fds []*descriptor) {
 			p.fault = fmt.Errorf("%w: %s", ErrPermission, f.Text)
 		}
 		p.feed(event{kind: evFrame, side: sideElder, msg: msgRefuse})
+	case f.Type == msgError && f.Code == "unknown_type" && l.pulse.asked:
+		// It does not know heartbeats, and is there.
 	case f.Type == msgError:
 		// An error is never answered, and changes nothing.
 		p.Logger().Warn("the peer reports an error", "code", f.Code, "text", f.Text)
@@ -272,6 +287,14 @@ func (p *Process) sendFrame(a action) {
 		f.Code, f.Text = string(a.why), revokeText(a.why)
 	case msgWelcome:
 		p.welcome(f)
+		if d, err := ownPidfd(); err == nil {
+			f.Pidfd = true
+			l.send(f, d)
+			d.Close()
+			return
+		}
+	case msgAbort:
+		f.Text = clip(p.complaint)
 	case msgGot:
 		f.N = p.intake.n
 	case msgReady:

@@ -99,6 +99,7 @@ func (p *Process) self() *GenerationStatus {
 	g.Open, g.Holds, g.Answered = p.openConnections(), clipCounts(p.holds.names()), p.answered.Load()
 	g.Sockets, g.Unclaimed = p.sockets.count()
 	g.Stopping = p.m.leaving
+	g.Unhealthy = clip(p.complaint)
 	g.ProbationSeconds = p.cfg.Probation.Seconds()
 	if p.m.leaving || p.m.state == StateParked || p.m.state == StateDraining || p.m.state == StateRevoked {
 		g.LeftSeconds = max(0, time.Until(p.deadline).Seconds())
@@ -125,6 +126,9 @@ func (p *Process) status() *Status {
 		if p.m.elder < phaseServing {
 			g.State = StateServing.String()
 		}
+		if p.m.silent {
+			g.SilentSeconds = l.silence(p.cfg.Heartbeat).Seconds()
+		}
 		all = append(all, g)
 	}
 	all = append(all, *p.self())
@@ -143,12 +147,17 @@ func (p *Process) status() *Status {
 		if p.m.younger >= phaseReady {
 			g.Sockets = p.offer.took
 		}
+		if p.m.mute {
+			g.SilentSeconds = l.silence(p.cfg.Heartbeat).Seconds()
+		}
 		all = append(all, g)
 	}
 	for l := range p.retired {
 		who := l.peer
 		who.Generation = l.number
-		all = append(all, p.describe(who, StateRevoked))
+		g := p.describe(who, StateRevoked)
+		g.SilentSeconds = l.silence(p.cfg.Heartbeat).Seconds()
+		all = append(all, g)
 	}
 	slices.SortStableFunc(all, func(a, b GenerationStatus) int { return cmp.Compare(a.Generation, b.Generation) })
 	all = slices.CompactFunc(all, func(a, b GenerationStatus) bool { return a.Generation == b.Generation && a.PID == b.PID })

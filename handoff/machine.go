@@ -66,51 +66,61 @@ const (
 type eventKind uint8
 
 const (
-	evHello    eventKind = iota // somebody asks to become the successor (mode)
-	evFrame                     // a frame was read from a link (side, msg)
-	evReset                     // ECONNRESET or EPIPE on a link: not the end, its last words may still be unread
-	evEOF                       // a link was read to its end, or its peer is dead
-	evBad                       // a frame that has no place here
-	evAppReady                  // the program called Ready
-	evStop                      // SIGTERM, Stop, or the operator's stop
-	evClose                     // Close: end at once
-	evDrained                   // nothing is open any more, or the drain deadline has passed
-	evTimer                     // a timer fired (timer, late)
-	evEmpty                     // the link that actPoll named was read empty
-	evHandover                  // the operator's verbs
-	evRollback                  //
-	evWithdraw                  // the present successor is sent away before it serves (why)
-	evTakeOut                   // the operator's drain: nobody is to succeed
-	evHammer                    // what is still waited for on the way out is waited for no more
-	evDelayed                   // the stop delay is over
-	evNobody                    // there is no incumbent at the path: this process is the first
-	evDialed                    // connected to the incumbent, hello is out
+	evHello     eventKind = iota // somebody asks to become the successor (mode)
+	evFrame                      // a frame was read from a link (side, msg)
+	evReset                      // ECONNRESET or EPIPE on a link: not the end, its last words may still be unread
+	evEOF                        // a link was read to its end, or its peer is dead
+	evBad                        // a frame that has no place here
+	evHeard                      // something, whatever it was, was read from the link on side, and dealt with, while the machine expects it
+	evAppReady                   // the program called Ready
+	evStop                       // SIGTERM, Stop, or the operator's stop
+	evClose                      // Close: end at once
+	evDrained                    // nothing is open any more, or the drain deadline has passed
+	evTimer                      // a timer fired (timer, late)
+	evEmpty                      // the link that actPoll named was read empty
+	evHandover                   // the operator's verbs
+	evRollback                   //
+	evUnhealthy                  // the program says that it can't do its work
+	evWithdraw                   // the present successor is sent away before it serves (why)
+	evTakeOut                    // the operator's drain: nobody is to succeed
+	evHammer                     // what is still waited for on the way out is waited for no more
+	evDelayed                    // the stop delay is over
+	evNobody                     // there is no incumbent at the path: this process is the first
+	evDialed                     // connected to the incumbent, hello is out
 )
 
 type timerKind uint8
 
 const (
-	timerStep      timerKind = iota // a batch was sent, `got` is due
-	timerReady                      // everything was sent, `ready` is due
-	timerServing                    // serve was sent, `serving` is due
-	timerProbation                  // the end of probation
-	timerReleased                   // release was sent, `released` is due
-	timerOffer                      // hello was sent, the incumbent's next word is due
-	timerSilent                     // heartbeats of the elder stayed away (raised by their supervision)
+	timerStep          timerKind = iota // a batch was sent, `got` is due
+	timerReady                          // everything was sent, `ready` is due
+	timerServing                        // serve was sent, `serving` is due
+	timerProbation                      // the end of probation
+	timerReleased                       // release was sent, `released` is due
+	timerOffer                          // hello was sent, the incumbent's next word is due
+	timerElderSilent                    // the elder missed its heartbeats; this and the next two are not started, but raised by heartbeat.go
+	timerKillSilent                     // and has for so long that it is to be ended
+	timerYoungerSilent                  // the younger missed its heartbeats
 	timerCount
 )
 
-var timerNames = [...]string{"step", "ready", "serving", "probation", "released", "offer", "silent"}
+var timerNames = [...]string{"step", "ready", "serving", "probation", "released", "offer", "elder_silent", "kill_silent", "younger_silent"}
 
 func (t timerKind) String() string { return timerNames[t] }
 
 // side is the link that must be read empty before the timer may act.
 func (t timerKind) side() side {
-	if t == timerOffer || t == timerSilent {
+	switch t {
+	case timerOffer, timerElderSilent, timerKillSilent:
 		return sideElder
 	}
 	return sideYounger
 }
+
+// ofHeartbeats: such a timer is not started, and counts while watches says so.
+func (t timerKind) ofHeartbeats() bool { return t >= timerElderSilent }
+
+func (t timerKind) bit() uint16 { return 1 << t }
 
 type event struct {
 	kind  eventKind
@@ -149,10 +159,16 @@ const (
 	actRetry                             // close what was tried and look for the incumbent again
 	actKill                              // end the elder's process (by pidfd)
 	actReportUnstopped                   // say that a stop was not carried out, because nobody succeeds
-	actReportSilent                      // say that the incumbent is alive but silent
+	actReportStopWaits                   // say that a stop waits for the silent elder, which would have to serve then
+	actReportSilent                      // say that the peer on side is alive but silent
+	actReportHeard                       // say that it answers again
+	actReportUnhealthy                   // say that this process is unhealthy, and nobody can take back
+	actStandIn                           // answer the control socket's questions in the stead of the silent elder; verbs are refused
+	actStandAside                        // leave them to the elder again
 	actReply                             // answer the operator's verb
 	actOutcome                           // record how the handoff went (outcome, why)
 	actEnd                               // this process's part is over (why)
+	actionCount
 )
 
 // reply answers an operator's verb.
@@ -163,6 +179,7 @@ const (
 	replyAlready
 	replyNoStandby
 	replySpare
+	replySilent
 	replyNotNow
 )
 
@@ -189,7 +206,8 @@ const (
 	whyHandedOver reason = "handed_over" // the good end
 	whyRevoked    reason = "revoked"     // was told to stop after it had served
 	whyRefused    reason = "refused"     // the incumbent refused
-	whySilent     reason = "silent"      // the incumbent is connected but says nothing
+	whySilent     reason = "silent"      // the peer is connected but says nothing; busy: that is so of the incumbent
+	whyUnhealthy  reason = "unhealthy"   // the successor reported itself unhealthy
 	whyClosed     reason = "closed"      // Close
 )
 
@@ -243,15 +261,35 @@ type machine struct {
 	aborted   bool // revoked by its own word, not by the incumbent's
 	probation bool // there is a probation; false releases at once after commit
 	kill      bool // a silent incumbent is ended
+	silent    bool // the elder is: this process stands in for it
+	mute      bool // the younger, a standby, is silent
+	unwell    bool // revoked by its own word, since it is unhealthy
 
-	armed   uint8     // timers that run, by bit
-	pending timerKind // the timer that waits for its link to be read empty
-	polling bool      // pending is set
+	armed   uint16 // timers that run, by bit
+	pending uint16 // timers that wait for their link to be read empty, by bit
 }
 
 // sole says that nobody can take back from this process: it alone decides who is next.
 func (m *machine) sole() bool {
 	return m.state == StateServing && (m.elder == phaseNone || m.elder == phaseDraining)
+}
+
+// watches says whether a timer of heartbeats counts now. Between serve and
+// serving, and while sockets are sent, other timers bound the peer's silence.
+func (m *machine) watches(t timerKind) bool {
+	switch t {
+	case timerElderSilent, timerKillSilent:
+		return m.elder == phaseReady || m.elder == phaseServing || m.elder == phaseReleased
+	case timerYoungerSilent:
+		return m.younger == phaseReady || m.younger == phaseServing || m.younger == phaseRelease
+	}
+	return false
+}
+
+// expects says that it matters now whether something is heard on side: the peer is
+// called silent, or is about to be.
+func (m *machine) expects(s side) bool {
+	return s == sideElder && m.silent || s == sideYounger && m.mute || m.pending != 0
 }
 
 // step feeds one event to the machine and returns what must be done, in order.
@@ -276,6 +314,8 @@ func (m *machine) step(ev event) []action {
 		o.ended(ev.side)
 	case evBad:
 		o.bad(ev.side)
+	case evHeard:
+		o.heard(ev.side)
 	case evAppReady:
 		o.appReady()
 	case evStop:
@@ -294,6 +334,8 @@ func (m *machine) step(ev event) []action {
 		o.handover()
 	case evRollback:
 		o.rollback()
+	case evUnhealthy:
+		o.unhealthy()
 	case evWithdraw:
 		o.withdraw(ev.why)
 	case evTakeOut:
@@ -328,21 +370,20 @@ func (o *steps) send(s side, msg msgType, why reason) {
 }
 
 func (o *steps) start(t timerKind) {
-	o.m.armed |= 1 << t
+	o.m.armed |= t.bit()
+	o.m.pending &^= t.bit() // it begins anew
 	o.do(action{kind: actStartTimer, timer: t})
 }
 
 func (o *steps) stopTimer(t timerKind) {
-	if o.m.armed&(1<<t) != 0 {
-		o.m.armed &^= 1 << t
+	o.m.pending &^= t.bit()
+	if o.m.armed&t.bit() != 0 {
+		o.m.armed &^= t.bit()
 		o.do(action{kind: actStopTimer, timer: t})
 	}
 }
 
 func (o *steps) stopTimers(s side) {
-	if o.m.polling && o.m.pending.side() == s {
-		o.m.polling = false // of a link that is no more
-	}
 	for t := range timerCount {
 		if t.side() == s {
 			o.stopTimer(t)

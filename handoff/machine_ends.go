@@ -43,40 +43,44 @@ func (o *steps) bad(s side) {
 // answer may be waiting there. †
 func (o *steps) timer(t timerKind, late bool) {
 	m := o.m
-	if t != timerSilent {
-		if m.armed&(1<<t) == 0 {
-			return
+	switch {
+	case t.ofHeartbeats():
+		if late || !m.watches(t) {
+			return // the next heartbeat tells more
 		}
-		if late {
-			o.start(t)
-			return
-		}
-	} else if late || m.state != StateStandby {
+	case m.armed&t.bit() == 0:
+		return
+	case late:
+		o.start(t)
 		return
 	}
-	m.pending, m.polling = t, true
+	m.pending |= t.bit()
 	o.do(action{kind: actPoll, side: t.side()})
 }
 
-// empty: the link was read empty; the timer that waited for it acts, unless what
-// was read has stopped it.
+// empty: the link was read empty; the timers that waited for it act, unless what
+// was read has stopped them.
 func (o *steps) empty(s side) {
 	m := o.m
-	t := m.pending
-	if !m.polling || t.side() != s {
-		return
-	}
-	m.polling, m.pending = false, 0
-	if t == timerSilent {
-		if m.state == StateStandby {
-			o.silentElder()
+	for t := range timerCount {
+		if t.side() != s || m.pending&t.bit() == 0 {
+			continue
 		}
-		return
+		m.pending &^= t.bit()
+		switch {
+		case t.ofHeartbeats():
+			if m.watches(t) {
+				o.silent(t)
+			}
+		case m.armed&t.bit() != 0:
+			m.armed &^= t.bit()
+			o.due(t)
+		}
 	}
-	if m.armed&(1<<t) == 0 {
-		return
-	}
-	m.armed &^= 1 << t
+}
+
+// due: what the timer waited for did not come.
+func (o *steps) due(t timerKind) {
 	switch t {
 	case timerStep, timerReady:
 		o.dismiss(whyTimeout)
@@ -86,6 +90,61 @@ func (o *steps) empty(s side) {
 		o.release()
 	case timerOffer:
 		o.abort(whySilent)
+	}
+}
+
+// silent: heartbeats were missed, by a process that is alive.
+func (o *steps) silent(t timerKind) {
+	m := o.m
+	switch {
+	case t == timerKillSilent && m.silent && m.kill:
+		o.do(action{kind: actKill, side: sideElder})
+	case t == timerElderSilent && !m.silent:
+		// It is not dead, so nothing changes hands. †
+		m.silent = true
+		o.do(action{kind: actReportSilent, side: sideElder})
+		o.do(action{kind: actStandIn})
+	case t == timerYoungerSilent && m.younger != phaseReady:
+		o.takeBack(whySilent, false)
+	case t == timerYoungerSilent && !m.mute:
+		m.mute = true
+		o.do(action{kind: actReportSilent, side: sideYounger})
+	}
+}
+
+// heard: who speaks is not silent.
+func (o *steps) heard(s side) {
+	m := o.m
+	for t := timerElderSilent; t < timerCount; t++ {
+		if t.side() == s {
+			m.pending &^= t.bit()
+		}
+	}
+	switch {
+	case s == sideElder && m.silent:
+		m.silent = false
+		o.do(action{kind: actReportHeard, side: sideElder})
+		o.do(action{kind: actStandAside})
+		if m.stopping && m.elder == phaseServing {
+			m.stopping = false
+			o.stop()
+		}
+	case s == sideYounger && m.mute:
+		m.mute = false
+		o.do(action{kind: actReportHeard, side: sideYounger})
+	}
+}
+
+// unhealthy: the program can't do its work. Whoever can still take back does.
+func (o *steps) unhealthy() {
+	m := o.m
+	switch {
+	case m.state == StateGone || m.state >= StateParked:
+	case m.state == StateServing && m.elder == phaseServing && !m.silent, m.state != StateServing && m.elder != phaseNone:
+		m.unwell = true
+		o.abort(whyUnhealthy)
+	default:
+		o.do(action{kind: actReportUnhealthy})
 	}
 }
 
@@ -102,6 +161,10 @@ func (o *steps) stop() {
 		o.end(whyStopped)
 	case StateServing:
 		switch {
+		case m.elder == phaseServing && m.silent:
+			// To give back to it would end the service.
+			m.stopping = true
+			o.do(action{kind: actReportStopWaits})
 		case m.elder == phaseServing:
 			o.abort(whyAborted)
 		case m.elder == phaseReleased:
@@ -172,6 +235,9 @@ func (o *steps) hammer() {
 	case m.leaving:
 		o.shut()
 	case m.state != StateServing || !m.stopping:
+	case m.elder == phaseServing:
+		m.stopping = false
+		o.abort(whyAborted)
 	case m.younger == phaseOffer:
 		m.stopping = false
 		o.dismiss(whyStopped)
@@ -217,6 +283,8 @@ func (o *steps) leave() {
 	m := o.m
 	why := whyStopped
 	switch {
+	case m.state == StateRevoked && m.unwell:
+		why = whyUnhealthy
 	case m.state == StateRevoked && !m.aborted:
 		why = whyRevoked
 	case m.released:

@@ -12,6 +12,8 @@ func (o *steps) hello(mode Takeover) {
 	}
 	why := whyNone
 	switch {
+	case m.silent:
+		why = whySilent // and this process only stands in for it
 	case m.state == StateStarting || m.state == StateStandby:
 		why = whyStarting
 	case m.state == StateDraining || m.state == StateRevoked || m.state == StateGone:
@@ -22,15 +24,19 @@ func (o *steps) hello(mode Takeover) {
 		why = whyStopping
 	case m.revoking > 0 && m.exclusive:
 		why = whyRevoking
-	case m.younger != phaseNone && !(m.youngerMode == Spare && mode != Spare):
+	case m.younger != phaseNone && !m.mute && !(m.youngerMode == Spare && mode != Spare):
 		why = whyHandoff
 	}
 	if why != whyNone {
 		o.send(sideAsker, msgBusy, why)
 		return
 	}
-	if m.younger != phaseNone {
+	switch {
+	case m.younger == phaseNone:
+	case m.youngerMode == Spare:
 		o.dismiss(whyDisplaced)
+	default:
+		o.dismiss(whySilent)
 	}
 	m.younger, m.youngerMode = phaseOffer, mode
 	o.do(action{kind: actAdmit})
@@ -45,7 +51,7 @@ func (o *steps) dismiss(why reason) {
 	o.outcome(outcomeFailed, why)
 	o.send(sideYounger, msgRevoke, why)
 	o.do(action{kind: actCloseLink, side: sideYounger})
-	o.m.younger, o.m.wanted = phaseNone, false
+	o.m.younger, o.m.wanted, o.m.mute = phaseNone, false, false
 	o.stopIfAsked()
 }
 
@@ -66,6 +72,10 @@ func (o *steps) youngerFrame(ev event) {
 	case ev.msg == msgBye:
 		o.ended(sideYounger)
 	case m.state == StateDraining:
+	case ev.msg == msgPing:
+		o.send(sideYounger, msgPong, whyNone)
+	case ev.msg == msgPong:
+		// Heard, as every frame is.
 	case ev.msg == msgGot && m.younger == phaseOffer:
 		if !ev.last {
 			o.start(timerStep)
@@ -101,7 +111,7 @@ func (o *steps) youngerFrame(ev event) {
 func (o *steps) commit() {
 	m := o.m
 	m.asked = m.stopping
-	m.wanted, m.stopping = false, false
+	m.wanted, m.stopping, m.mute = false, false, false
 	m.state, m.younger = StateParked, phaseServe
 	o.do(action{kind: actPark})
 	o.send(sideYounger, msgServe, whyNone)
@@ -176,7 +186,7 @@ func (o *steps) youngerEnded(why reason, word bool) {
 		o.stopTimers(sideYounger)
 		o.outcome(outcomeFailed, why)
 		o.do(action{kind: actCloseLink, side: sideYounger})
-		m.younger, m.wanted = phaseNone, false
+		m.younger, m.wanted, m.mute = phaseNone, false, false
 		o.stopIfAsked()
 	}
 }
@@ -214,6 +224,8 @@ func (o *steps) handover() {
 		o.reply(replyNoStandby)
 	case m.youngerMode == Spare:
 		o.reply(replySpare)
+	case m.mute:
+		o.reply(replySilent)
 	case m.younger == phaseReady:
 		o.reply(replyOK)
 		o.commit()

@@ -13,7 +13,7 @@ func TestMutations(t *testing.T) {
 	for _, mut := range mutations() {
 		t.Run(mut.name, func(t *testing.T) {
 			for _, s := range walkSetups(30_000) {
-				k := &walker{n: len(s.modes), step: mut.step}
+				k := &walker{n: len(s.modes), step: mut.step, slow: s.slow}
 				if n := k.walk(s.start(), s.limit); k.broken != "" {
 					t.Logf("without %q: caught after %d states (%s): %s\n\t%s", mut.rule, n, s.name, k.broken, k.account)
 					return

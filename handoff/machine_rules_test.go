@@ -21,6 +21,9 @@ func (k *walker) check(w *world) {
 		if p.answers {
 			answering++
 		}
+		if p.standsIn && (p.answers || !p.m.silent) {
+			k.fail("process %d stands in for an incumbent that is not silent", i)
+		}
 		if p.knowsRevoked && (p.plain || p.exclusive) {
 			k.fail("process %d serves although it read revoke", i)
 		}
@@ -147,8 +150,14 @@ func (k *walker) rest(w *world) bool {
 			k.feed(w, i, event{kind: evDelayed})
 			return true
 		}
+		for _, s := range []side{sideElder, sideYounger} {
+			if w.peerSpeaks(i, s) {
+				k.feed(w, i, event{kind: evHeard, side: s})
+				return true
+			}
+		}
 		for t := range timerCount {
-			if p.m.armed&(1<<t) != 0 {
+			if p.m.armed&t.bit() != 0 {
 				p.wasStopped = false
 				k.feed(w, i, event{kind: evTimer, timer: t})
 				return true
@@ -226,7 +235,7 @@ func (k *walker) runMoves(w world, i int, try func(string, func(*world) bool)) {
 		feed("has delayed its stop", event{kind: evDelayed})
 	}
 	for t := range timerCount {
-		if p.m.armed&(1<<t) == 0 {
+		if p.m.armed&t.bit() == 0 {
 			continue
 		}
 		feed("times out: "+t.String(), event{kind: evTimer, timer: t})
@@ -234,16 +243,7 @@ func (k *walker) runMoves(w world, i int, try func(string, func(*world) bool)) {
 			feed("times out late: "+t.String(), event{kind: evTimer, timer: t, late: true})
 		}
 	}
-	if p.m.state == StateStandby {
-		// Silence is real only while the incumbent is stopped. A timer that ran
-		// while this process was stopped itself is late.
-		if e := w.links[i].elder; w.links[i].open && e >= 0 && w.lives(int(e)) && w.procs[e].stopped {
-			feed("finds its incumbent silent", event{kind: evTimer, timer: timerSilent})
-		}
-		if p.wasStopped {
-			feed("finds its incumbent silent, late", event{kind: evTimer, timer: timerSilent, late: true})
-		}
-	}
+	k.silenceMoves(w, i, feed)
 	if w.verbs == 0 {
 		return
 	}
@@ -257,10 +257,11 @@ func (k *walker) runMoves(w world, i int, try func(string, func(*world) bool)) {
 		{"withdraw", evWithdraw, true},
 		{"drain", evTakeOut, true},
 		{"SIGTERM", evStop, false},
+		{"is unhealthy", evUnhealthy, false},
 		{"hammer", evHammer, false},
 		{"Close", evClose, false},
 	} {
-		if verb.operator && !p.answers {
+		if verb.operator && !p.answers && !p.standsIn {
 			continue
 		}
 		try(name(i, verb.name), func(w *world) bool {
@@ -269,6 +270,59 @@ func (k *walker) runMoves(w world, i int, try func(string, func(*world) bool)) {
 			return true
 		})
 	}
+}
+
+// silenceMoves are the findings of heartbeats. A peer that runs may be found
+// silent, too, when it is slow; but one that is to be killed must be stopped. A
+// timer that ran while this process was stopped itself is late.
+func (k *walker) silenceMoves(w world, i int, feed func(string, event)) {
+	p := &w.procs[i]
+	for t := timerElderSilent; t < timerCount; t++ {
+		if !p.m.watches(t) {
+			continue
+		}
+		if p.wasStopped {
+			feed("finds late: "+t.String(), event{kind: evTimer, timer: t, late: true})
+		}
+		if !k.slow && !w.peerStopped(i, t.side()) || t == timerKillSilent && !w.peerStopped(i, t.side()) {
+			continue
+		}
+		feed("finds: "+t.String(), event{kind: evTimer, timer: t})
+	}
+	for _, s := range []side{sideElder, sideYounger} {
+		if w.peerSpeaks(i, s) {
+			feed("hears its peer", event{kind: evHeard, side: s})
+		}
+	}
+}
+
+// peer is the process at the other end of the link on side s of process i.
+func (w *world) peer(i int, s side) (peer int, ok bool) {
+	if s == sideElder {
+		l := &w.links[i]
+		return int(l.elder), l.open && l.elder >= 0 && l.role != roleClosed && w.lives(int(l.elder))
+	}
+	for j := range w.links {
+		if l := &w.links[j]; l.role == roleYounger && l.elder == int8(i) {
+			return j, l.open && w.lives(j)
+		}
+	}
+	return 0, false
+}
+
+func (w *world) peerStopped(i int, s side) bool {
+	peer, ok := w.peer(i, s)
+	return ok && w.procs[peer].stopped
+}
+
+// peerSpeaks: the one that was called silent answers a heartbeat.
+func (w *world) peerSpeaks(i int, s side) bool {
+	m := &w.procs[i].m
+	if s == sideElder && !m.silent || s == sideYounger && !m.mute {
+		return false
+	}
+	peer, ok := w.peer(i, s)
+	return ok && w.runs(peer)
 }
 
 func name(i int, what string) string { return fmt.Sprintf("%c %s", 'A'+rune(i), what) }

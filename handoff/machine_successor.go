@@ -39,6 +39,10 @@ func (o *steps) elderFrame(ev event) {
 		// Repeated: the driver reads what is in it.
 	case ev.msg == msgRevoke:
 		o.revoked(ev.why)
+	case ev.msg == msgPing && m.elder != phaseHello:
+		o.send(sideElder, msgPong, whyNone)
+	case ev.msg == msgPong && m.elder != phaseHello:
+		// Heard, as every frame is.
 	case ev.msg == msgBye:
 		o.ended(sideElder)
 	default:
@@ -60,8 +64,7 @@ func (o *steps) revoked(why reason) {
 		m.state = StateRevoked
 		o.do(action{kind: actStopAccepting})
 		o.send(sideElder, msgRevoked, whyNone)
-		o.do(action{kind: actCloseLink, side: sideElder})
-		m.elder = phaseNone
+		o.leaveElder()
 		o.do(action{kind: actDrain})
 	}
 }
@@ -69,19 +72,29 @@ func (o *steps) revoked(why reason) {
 // again lets go of what was offered and looks for the incumbent anew.
 func (o *steps) again() {
 	m := o.m
-	o.stopTimers(sideElder)
-	o.do(action{kind: actCloseLink, side: sideElder})
+	o.leaveElder()
 	o.do(action{kind: actDropSockets})
-	m.elder, m.got, m.state, m.seeking = phaseNone, false, StateStarting, true
+	m.got, m.state, m.seeking = false, StateStarting, true
 	o.do(action{kind: actRetry})
 }
 
 // giveUp ends a process that never served.
 func (o *steps) giveUp(why reason) {
-	o.do(action{kind: actCloseLink, side: sideElder})
-	o.m.elder = phaseNone
+	o.leaveElder()
 	o.do(action{kind: actDropSockets})
 	o.end(why)
+}
+
+// leaveElder ends this process's part as the successor of somebody.
+func (o *steps) leaveElder() {
+	m := o.m
+	o.stopTimers(sideElder)
+	if m.silent {
+		m.silent = false
+		o.do(action{kind: actStandAside})
+	}
+	o.do(action{kind: actCloseLink, side: sideElder})
+	m.elder = phaseNone
 }
 
 // alone follows the incumbent's last word on who serves: from here on this
@@ -103,7 +116,7 @@ func (o *steps) elderEnded() {
 		return
 	}
 	o.stopTimers(sideElder)
-	m.elder = phaseNone
+	m.elder, m.silent = phaseNone, false
 	switch was {
 	case phaseHello, phaseOffer, phaseHeld:
 		if !m.got {
@@ -162,15 +175,7 @@ func (o *steps) abort(why reason) {
 		o.giveUp(why)
 		return
 	}
-	o.do(action{kind: actCloseLink, side: sideElder})
-	m.elder, m.state, m.aborted = phaseNone, StateRevoked, true
+	o.leaveElder()
+	m.state, m.aborted = StateRevoked, true
 	o.do(action{kind: actDrain})
-}
-
-// silentElder: an alive but silent incumbent is not dead. †
-func (o *steps) silentElder() {
-	o.do(action{kind: actReportSilent})
-	if o.m.kill {
-		o.do(action{kind: actKill, side: sideElder})
-	}
 }

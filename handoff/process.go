@@ -53,13 +53,15 @@ type Process struct {
 	handoff    string // id of the handoff under way, or of the last one
 	err        error
 	unclaimed  []string
-	passed     bool // Config.Checks
+	complaint  string // of ReportUnhealthy
+	passed     bool   // Config.Checks
 	report     Report
 	ending     bool
 
 	// Owned by run.
 	m         machine
 	timers    [timerCount]*runningTimer
+	beat      *runningTimer // of the next heartbeat; nil while nobody is watched
 	elder     *link
 	younger   *link
 	asker     *link // whose hello is being answered
@@ -101,6 +103,7 @@ func newProcess(cfg Config) *Process {
 	p.program = program{PID: os.Getpid(), Label: cfg.Label, Request: cfg.Request, Started: p.started}
 	p.m.seeking = true
 	p.m.mode, p.m.probation, p.m.delays = cfg.Takeover, cfg.Probation > 0, cfg.StopDelay > 0 || cfg.BeforeStop != nil
+	p.m.kill = cfg.KillSilent > 0
 	return p
 }
 
@@ -143,6 +146,7 @@ func (p *Process) run() {
 	for _, t := range p.timers {
 		t.stop()
 	}
+	p.beat.stop()
 	for l := range p.retired {
 		l.close()
 	}
@@ -198,6 +202,7 @@ func (p *Process) feed(ev event) {
 		}
 		p.perform(a)
 	}
+	p.watchPulses()
 	if p.m.state == StateDraining || p.m.state == StateRevoked {
 		p.closeDone() // it has stopped accepting
 	}
@@ -220,7 +225,10 @@ func (p *Process) stateChanged(from, to State) {
 	if p.cfg.OnState != nil {
 		p.cfg.OnState(from, to)
 	}
-	if to == StateRevoked && !p.m.aborted {
+	switch {
+	case to == StateRevoked && p.m.unwell:
+		p.setErr(p.unhealthy())
+	case to == StateRevoked && !p.m.aborted:
 		p.setErr(ErrRevoked)
 	}
 	if to == StateDraining || to == StateRevoked {
@@ -321,11 +329,20 @@ func (p *Process) perform(a action) {
 			p.hammered = make(chan struct{})
 		}
 		p.Logger().Warn("told to stop, but the successor failed: this process serves on", "hint", "stop it again to end the service, or start another successor")
+	case actReportStopWaits:
+		p.Logger().Warn("told to stop, but the incumbent that would serve then is silent: this process serves until that one answers or ends", "hint", "end the incumbent first, or let it continue; a second SIGTERM ends this one")
+	case actReportUnhealthy:
+		p.Logger().Error("unhealthy, and nobody can take back: this process goes on", "error", p.complaint, "hint", "start another version")
 	case actReportSilent:
-		p.Logger().Warn("the incumbent is alive but silent; nothing is lost, its connections wait", "hint", "end that process if it stays so")
+		p.reportSilent(a.side)
+	case actReportHeard:
+		p.reportHeard(a.side)
+	case actStandIn:
+		p.standIn()
+	case actStandAside:
+		p.standAside()
 	case actKill:
-		// Not reached: nothing sets machine.kill before there are heartbeats
-		// that tell silence.
+		p.killElder()
 	case actReply:
 		p.answer = a.reply
 	case actOutcome:
@@ -407,6 +424,8 @@ func (p *Process) ended(why reason) {
 		p.setErr(p.fault)
 	case why == whyRevoked:
 		p.setErr(ErrRevoked)
+	case why == whyUnhealthy:
+		p.setErr(p.unhealthy())
 	case why == whyRefused:
 		p.setErr(ErrRefused)
 	case why == whySilent:

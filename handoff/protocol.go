@@ -82,6 +82,8 @@ const (
 	msgOK
 	msgSocketList
 	// either
+	msgPing
+	msgPong
 	msgError
 	msgCount
 )
@@ -90,7 +92,7 @@ var msgNames = [msgCount]string{
 	"", "hello", "got", "rejected", "ready", "serving", "released", "revoked", "abort",
 	"welcome", "busy", "refuse", "sockets", "serve", "release", "revoke", "draining", "bye",
 	"register", "hurry", "status", "list_sockets", "handover", "rollback", "drain", "stop", "withdraw",
-	"ok", "socket_list", "error",
+	"ok", "socket_list", "ping", "pong", "error",
 }
 
 func (t msgType) String() string {
@@ -126,6 +128,7 @@ type frame struct {
 	Handoff    string          `json:"handoff,omitempty"`
 	Total      int             `json:"total,omitempty"`
 	Deadlines  *deadlines      `json:"deadlines,omitempty"` // welcome
+	Pidfd      bool            `json:"pidfd,omitempty"`     // welcome: the one descriptor that comes with it is the incumbent's pidfd
 	Requests   []RequestStatus `json:"requests,omitempty"`  // welcome, release: outcomes to remember
 
 	// busy, refuse, revoke, abort, error
@@ -162,11 +165,12 @@ type frame struct {
 }
 
 // deadlines are the incumbent's: how long it waits for an answer, for ready, and
-// how long it can take back after commit.
+// how long it can take back after commit, and how often it asks for a heartbeat.
 type deadlines struct {
 	StepSeconds      float64 `json:"step_seconds"`
 	ReadySeconds     float64 `json:"ready_seconds"`
 	ProbationSeconds float64 `json:"probation_seconds"`
+	HeartbeatSeconds float64 `json:"heartbeat_seconds,omitempty"` // 0: it asks for none
 }
 
 type versionRange struct {

@@ -54,6 +54,8 @@ func everyFrame() []*frame {
 		{Type: msgWithdraw, Request: "r1"},
 		{Type: msgOK, Already: true, Generation: 4, Request: "r1", Text: "done"},
 		{Type: msgSocketList, Total: 1, List: []SocketInfo{{Name: "web", State: "fresh"}}},
+		{Type: msgPing},
+		{Type: msgPong},
 		{Type: msgError, Code: "not_now", Text: "no", Hint: "wait"},
 	}
 }

@@ -78,6 +78,8 @@ type GenerationStatus struct {
 	// force: of the probation (parked), of the drain (draining, revoked) or of
 	// the stop's delay (stopping). 0 if nothing is running out.
 	LeftSeconds float64 `json:"left_seconds,omitempty"`
+	// Unhealthy is what the process said by ReportUnhealthy, or "".
+	Unhealthy string `json:"unhealthy,omitempty"`
 	// ProbationSeconds is how long the process, having handed over, can take
 	// back; 0 is not at all, or unknown.
 	ProbationSeconds float64 `json:"probation_seconds,omitempty"`

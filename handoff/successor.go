@@ -170,6 +170,11 @@ func (p *Process) fromElder(l *link, f *frame, fds []*descriptor) error {
 	}
 	switch f.Type {
 	case msgWelcome:
+		for _, d := range fds { // one at most
+			if err := l.watchLife(d); err != nil {
+				return fmt.Errorf("%w: welcome: %w", errLink, err)
+			}
+		}
 		if f.Version < minVersion || f.Version > maxVersion {
 			return fmt.Errorf("%w: version %d was not offered", errLink, f.Version)
 		}

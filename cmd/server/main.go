@@ -72,7 +72,7 @@ func exitCode(report handoff.Report, err error) int {
 		return exitCut
 	case err == nil, errors.Is(err, handoff.ErrStopped):
 		return exitDone
-	case errors.Is(err, handoff.ErrRevoked):
+	case errors.Is(err, handoff.ErrRevoked), errors.Is(err, handoff.ErrUnhealthy):
 		return exitRevoked
 	}
 	return exitFailed
