@@ -68,7 +68,7 @@ func mutations() []mutation {
 		}},
 		{"silent-is-not-dead", "a silent incumbent is not dead", func(m *machine, ev event) []action {
 			acts := step(m, ev)
-			if slices.ContainsFunc(acts, func(a action) bool { return a.kind == actReportSilent }) {
+			if slices.ContainsFunc(acts, func(a action) bool { return a.kind == actReportSilent && a.side == sideElder }) {
 				acts = append(acts, step(m, event{kind: evEOF, side: sideElder})...)
 			}
 			return acts
