@@ -24,6 +24,14 @@ func mutations() []mutation {
 			acts := step(m, ev)
 			if has(acts, actSend, msgRelease) {
 				acts = append(acts, step(m, event{kind: evFrame, side: sideYounger, msg: msgReleased})...)
+				acts = append(acts, step(m, event{kind: evEmpty, side: sideYounger})...)
+			}
+			return acts
+		}},
+		{"empty-after-released", "`released` counts only when nothing is behind it", func(m *machine, ev event) []action {
+			acts := step(m, ev)
+			if ev.kind == evFrame && ev.side == sideYounger && ev.msg == msgReleased && m.younger == phaseReleased {
+				acts = append(acts[:len(acts)-1], step(m, event{kind: evEmpty, side: sideYounger})...)
 			}
 			return acts
 		}},

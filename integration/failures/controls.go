@@ -26,6 +26,7 @@ var controls = []control{
 	{without: "take-back", rule: "the incumbent takes back", step: "probation", victim: successor, fault: faultKill, losses: true},
 	{without: "take-back", rule: "the incumbent takes back", step: "before released", victim: successor, fault: faultKill, losses: true},
 	{without: "point-of-no-return", rule: "† the point of no return is `released`, not `release`", step: "read release", victim: successor, fault: faultKill, losses: true},
+	{without: "empty-after-released", rule: "† `released` counts only when nothing is behind it", step: "read released", victim: successor, fault: faultKill, losses: true},
 	{without: "obey-revoke", rule: "† the successor obeys `revoke` until it has read `draining`", step: "before released", victim: successor, fault: faultStop},
 	{without: "late-released", rule: "† a late `released` is ignored", step: "before released", victim: successor, fault: faultStop, losses: true},
 	{without: "silent-is-not-dead", rule: "† a silent incumbent is not dead", step: "standby", victim: incumbent, fault: faultStop},

@@ -128,6 +128,16 @@ func (t *trial) strike(ctx context.Context) (blow, error) {
 			}
 		}
 	}
+	if t.fault == faultKill {
+		// SIGKILL takes a moment; what is behind the last word of a dead process is its end.
+		for _, v := range t.victims {
+			if p := t.of(v); p != nil {
+				if err := until(ctx, fmt.Sprintf("the %s dies", v), p.ended); err != nil {
+					return b, err
+				}
+			}
+		}
+	}
 	if h := t.step.halt; h != "" && !t.hits(h) {
 		if err := t.kill(h, syscall.SIGCONT); err != nil {
 			return b, err
@@ -324,7 +334,7 @@ func (t *trial) descriptors(ctx context.Context, r *result, quiet baseline, e en
 		most = quiet.began
 	}
 	if t.standsBy(e.status) {
-		most++ // the link to the standby
+		most += 2 // the link to the standby, and its pidfd
 	}
 	ctx, cancel := within(ctx, patience/3)
 	defer cancel()

@@ -52,7 +52,7 @@ const (
 	both                 // whoever lives: sockets that are on their way count for the successor
 	revoked              // only the incumbent: the successor was told to stop
 	said                 // whoever lives, but the successor has said that it is on its own, or will have when the fault comes
-	alone                // only the successor: the incumbent has given the sockets up
+	alone                // only the successor: the incumbent has given the sockets up, or has when the fault comes
 )
 
 // steps are all of them, in the order of the protocol.
@@ -82,7 +82,7 @@ var steps = []step{
 	{name: "sent release", halt: incumbent, way: wayUpgrade, stage: said},
 	{name: "read release", halt: successor, way: wayUpgrade, stage: both},
 	{name: "before released", halt: successor, way: wayUpgrade, stage: both},
-	{name: "sent released", halt: successor, way: wayUpgrade, stage: said},
+	{name: "sent released", halt: successor, way: wayUpgrade, stage: alone},
 	{name: "read released", halt: incumbent, way: wayUpgrade, stage: said},
 	{name: "before draining", halt: incumbent, way: wayUpgrade, stage: alone},
 	{name: "sent draining", halt: incumbent, way: wayUpgrade, stage: alone},
