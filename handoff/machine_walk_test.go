@@ -211,9 +211,6 @@ func (k *walker) obey(w *world, i int, a action) {
 	p := &w.procs[i]
 	switch a.kind {
 	case actSend:
-		if e := w.links[i].elder; a.msg == msgReleased && w.owner == e && w.procs[e].m.state >= StateReleasing {
-			w.owner = int8(i)
-		}
 		x := word{msg: a.msg, displaced: a.why == whyDisplaced}
 		if a.msg == msgGot {
 			x.last = p.m.elder == phaseHeld || w.links[i].batches == 2
@@ -248,6 +245,11 @@ func (k *walker) obey(w *world, i int, a action) {
 		p.exclusive = true
 	case actStopAccepting, actRelease, actDropSockets:
 		p.plain, p.exclusive, p.holds, p.answers, p.standsIn = false, false, false, false, false
+		if a.kind == actRelease && w.owner == int8(i) {
+			if w.owner = w.heir(i); w.owner < 0 {
+				k.fail("process %d gave up its sockets, and nobody has them: total loss", i)
+			}
+		}
 		if k.asked && w.owner == int8(i) {
 			w.owner = w.heir(i) // it was told to go
 		}
