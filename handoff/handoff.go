@@ -106,8 +106,9 @@ type Config struct {
 	KillSilent time.Duration
 
 	// MaxDraining is how many older generations may drain at the same time: at
-	// so many, a successor is told busy, with this reason, until one has ended.
-	// 0 or negative is no limit.
+	// so many, a successor is told busy, with this reason, until one has ended. A
+	// spare is admitted all the same: it succeeds at this process's death or stop
+	// only. 0 or negative is no limit; 64 is the most that can be counted.
 	MaxDraining int
 
 	// AllowUIDs and AllowGIDs say who may be the peer, successor, incumbent or
@@ -185,6 +186,8 @@ func (c Config) withDefaults() (Config, error) {
 		return c, errors.New("handoff: Config.SelfSocket is the path of the control socket: each process needs a self socket of its own")
 	case c.Takeover > Never:
 		return c, fmt.Errorf("handoff: %v is no way to take over", c.Takeover)
+	case c.MaxDraining > maxOlder:
+		return c, fmt.Errorf("handoff: Config.MaxDraining is %d, at most %d can be counted (0: any number)", c.MaxDraining, maxOlder)
 	case len(c.Files) > 0 && c.Takeover == Spare:
 		return c, errors.New("handoff: a spare can't ask for files")
 	case len(c.Files) > maxFileNames:

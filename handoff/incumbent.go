@@ -23,6 +23,7 @@ type offer struct {
 // askToSucceed answers a hello: driver-level refusals first, then the machine.
 // It reports whether the connection became a link.
 func (p *Process) askToSucceed(l *link, f *frame) bool {
+	haltAt("read", f.Type)
 	l.peer, l.mode = *f.Program, f.Mode
 	log := p.Logger().With("successor_pid", l.peer.PID, "successor_label", l.peer.Label, "mode", l.mode.String(), "request", l.peer.Request)
 	version, ok := negotiate(*f.Versions)
@@ -40,7 +41,7 @@ func (p *Process) askToSucceed(l *link, f *frame) bool {
 	}
 	p.m.exclusive = p.sockets.exclusive() || len(p.jobs.all) > 0 || p.revokedSingletons()
 	p.asker, l.files, l.version = l, f.Files, version
-	p.feed(event{kind: evHello, mode: f.Mode})
+	p.feed(event{kind: evHello, mode: f.Mode, full: p.tooManyDrain()})
 	admitted := p.younger == l
 	p.asker = nil
 	if p.m.exclusive {
@@ -61,6 +62,7 @@ func (p *Process) admit() {
 	p.next = max(p.next, p.living.highest()) + 1
 	l.side, l.number, l.id = sideYounger, p.next, rand.Text()[:10]
 	p.younger = l
+	p.waiting.admitted(l)
 	if d, err := l.c.pidfd(); err == nil {
 		if err := l.watchLife(d); err != nil {
 			p.Logger().Debug("the successor's death is noticed by the end of its link only", "error", err)
@@ -239,12 +241,14 @@ func (p *Process) recordOutcome(out outcome, why reason) {
 	if out == outcomeReleased {
 		p.ledger.settle(h.To, outcome)
 	}
-	if l != nil && p.ledger.verb != "" {
-		p.ledger.set(RequestStatus{ID: p.ledger.verb, Outcome: outcome, Generation: h.To, Reason: string(why), Time: h.Time})
+	if l != nil {
+		for _, id := range p.ledger.verbs {
+			p.ledger.set(RequestStatus{ID: id, Outcome: outcome, Generation: h.To, Reason: string(why), Time: h.Time})
+		}
 	}
 	if out >= outcomeReleased && why != whyDisplaced { // a spare that gives way is no attempt that failed
 		p.last = &h
-		p.ledger.verb = ""
+		p.ledger.verbs = nil
 	}
 	if h.From > 0 {
 		p.Logger().Info("handoff", "outcome", h.Outcome, "from", h.From, "to", h.To, "reason", h.Reason)
@@ -265,6 +269,8 @@ func busyText(why reason) string {
 		return "the incumbent is alive but silent, and a standby waits for it"
 	case whyRevoking:
 		return "a revoked successor has not confirmed yet"
+	case whyMaxDraining:
+		return "as many older generations drain as may"
 	}
 	return "its successor answers now"
 }

@@ -6,8 +6,8 @@ import "slices"
 // travels from generation to generation, so that asking again after the
 // successor answers still finds the outcome. The zero value is empty.
 type ledger struct {
-	all  []RequestStatus // oldest first, at most maxRequests
-	verb string          // the id of the operator's handover under way
+	all   []RequestStatus // oldest first, at most maxRequests
+	verbs []string        // the ids that operators gave the handover under way
 }
 
 func (g *ledger) find(id string) (RequestStatus, bool) {

@@ -91,6 +91,15 @@ func TestOlderGenerationsFitAFrame(t *testing.T) {
 		}
 		v.report(i, f)
 	}
+	for i := range 3 {
+		f := &frame{Self: &GenerationStatus{Generation: 1}}
+		for j := range maxOlder {
+			f.Older = append(f.Older, GenerationStatus{Generation: uint64(1 + j)})
+		}
+		v.report(fmt.Sprint("gone ", i), f)
+		v.lost(fmt.Sprint("gone ", i))
+	}
+	require.Len(t, v.orphans, maxOlder)
 	older := v.older()
 	require.NotEmpty(t, older)
 	require.LessOrEqual(t, len(older), maxOlder)
@@ -100,5 +109,10 @@ func TestOlderGenerationsFitAFrame(t *testing.T) {
 	_, err = (&frame{Type: msgStatus, Status: &Status{Generations: older}}).encode()
 	require.NoError(t, err)
 	v.lost(7)
+	require.LessOrEqual(t, len(v.orphans), maxOlder, "who told much leaves no more behind")
+	require.EqualValues(t, 7*100+maxOlder, v.older()[len(v.older())-1].Generation, "they may register")
+	for i := range v.orphans {
+		v.orphans[i].until = time.Time{}
+	}
 	require.EqualValues(t, 6*100+maxOlder, v.older()[len(v.older())-1].Generation)
 }

@@ -115,6 +115,7 @@ func (l *link) deliver(b []byte, fds []*descriptor) {
 			closeAll(fds)
 			l.p.badFrame(l, err)
 		default:
+			haltAt("read", f.Type)
 			l.p.frameArrived(l, f, fds)
 		}
 		if !l.closed {
@@ -139,7 +140,10 @@ func (l *link) trySend(f *frame, fds ...*descriptor) error {
 		l.p.Logger().Error("a frame can't be encoded", "frame", f.Type.String(), "error", err)
 		return err
 	}
-	if err = l.c.send(b, fds...); err != nil {
+	haltAt("before", f.Type)
+	err = l.c.send(b, fds...)
+	haltAt("sent", f.Type)
+	if err != nil {
 		l.p.Logger().Debug("frame not sent", "frame", f.Type.String(), "error", err)
 	}
 	return err
@@ -244,6 +248,7 @@ func (p *Process) frameArrived(l *link, f *frame, fds []*descriptor) {
 	case f.Type == msgRejected && l.side != sideElder:
 		// Part of ready, which follows.
 	default:
+		p.expectRevoked(l, f)
 		p.feed(ev)
 		if l.side == sideRetired && (f.Type == msgRevoked || f.Type == msgAbort || f.Type == msgBye) {
 			p.forget(l)
@@ -257,7 +262,7 @@ func (p *Process) closeLink(s side) {
 	l.close()
 	switch s {
 	case sideElder:
-		p.living.lost(l)
+		p.reporterGone(l)
 		p.elder = nil
 	case sideYounger:
 		p.younger = nil
@@ -278,7 +283,8 @@ func (p *Process) sendFrame(a action) {
 	switch a.msg {
 	case msgBusy:
 		f.RetryMS, f.Generation = busyRetryMS, p.next
-		f.Text = busyText(a.why)
+		f.Text = p.busyText(a.why)
+		p.noteWaiting(l, a.why, f.Text)
 	case msgRefuse:
 		f.Code, f.Text = string(a.why), revokeText(a.why)
 	case msgWelcome:

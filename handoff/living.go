@@ -17,19 +17,37 @@ const reportEvery = 500 * time.Millisecond
 // living is what this process knows of older generations. The zero value knows
 // none. It is owned by run.
 type living struct {
-	reports map[any][]GenerationStatus // by the link or connection that told
+	reports map[any][]GenerationStatus // by the link or connection that told; its own comes first
+	orphans []orphan
 }
 
-// report takes what a draining process says of itself and of older ones.
-func (v *living) report(from any, f *frame) {
+// orphan is a generation of which a process told that has gone. It drains on, and
+// registers itself; until then it is not forgotten.
+type orphan struct {
+	g     GenerationStatus
+	until time.Time
+}
+
+// orphanGrace is how long a generation may take to register.
+const orphanGrace = 2 * reportEvery
+
+// report takes what a draining process says of itself and of older ones. It says
+// whether these are others than before.
+func (v *living) report(from any, f *frame) (others bool) {
 	if v.reports == nil {
 		v.reports = map[any][]GenerationStatus{}
 	}
-	all := slices.Clone(f.Older)
+	var all []GenerationStatus
 	if f.Self != nil {
 		all = append(all, *f.Self)
 	}
+	all = append(all, f.Older...)
+	others = !slices.EqualFunc(all, v.reports[from], func(a, b GenerationStatus) bool { return a.Generation == b.Generation })
 	v.reports[from] = all
+	v.orphans = slices.DeleteFunc(v.orphans, func(o orphan) bool {
+		return slices.ContainsFunc(all, func(g GenerationStatus) bool { return g.Generation == o.g.Generation })
+	})
+	return others
 }
 
 // highest is the highest number among those that report.
@@ -42,7 +60,28 @@ func (v *living) highest() (n uint64) {
 	return n
 }
 
-func (v *living) lost(from any) { delete(v.reports, from) }
+// lost: who told has gone. Of what it told, the older ones may live.
+func (v *living) lost(from any) {
+	if all := v.reports[from]; len(all) > 1 {
+		for _, g := range all[1:] {
+			v.expect(g)
+		}
+	}
+	delete(v.reports, from)
+}
+
+// expect keeps a generation that is to register by itself.
+func (v *living) expect(g GenerationStatus) {
+	if len(v.orphans) >= maxOlder {
+		v.orphans = v.orphans[1:] // what peers can make this process keep has a bound
+	}
+	v.orphans = append(v.orphans, orphan{g, time.Now().Add(orphanGrace)})
+}
+
+// forget says that a generation has ended that was to register.
+func (v *living) forget(n uint64) {
+	v.orphans = slices.DeleteFunc(v.orphans, func(o orphan) bool { return o.g.Generation == n })
+}
 
 // source finds who reported the generation n.
 func (v *living) source(n uint64) any {
@@ -77,14 +116,24 @@ func (p *Process) hurried(n uint64) {
 	p.hurryOlder(n)
 }
 
-// older lists what was reported, oldest first.
-func (v *living) older() []GenerationStatus {
+// known lists what was reported, oldest first.
+func (v *living) known() []GenerationStatus {
 	var all []GenerationStatus
 	for _, r := range v.reports {
 		all = append(all, r...)
 	}
-	slices.SortFunc(all, func(a, b GenerationStatus) int { return cmp.Compare(a.Generation, b.Generation) })
-	all = slices.CompactFunc(all, func(a, b GenerationStatus) bool { return a.Generation == b.Generation })
+	now := time.Now()
+	v.orphans = slices.DeleteFunc(v.orphans, func(o orphan) bool { return now.After(o.until) })
+	for _, o := range v.orphans {
+		all = append(all, o.g)
+	}
+	slices.SortStableFunc(all, func(a, b GenerationStatus) int { return cmp.Compare(a.Generation, b.Generation) })
+	return slices.CompactFunc(all, func(a, b GenerationStatus) bool { return a.Generation == b.Generation })
+}
+
+// older is known, as far as a frame takes it.
+func (v *living) older() []GenerationStatus {
+	all := v.known()
 	if len(all) > maxOlder {
 		all = all[len(all)-maxOlder:]
 	}
@@ -163,7 +212,7 @@ func (p *Process) status() *Status {
 	all = slices.CompactFunc(all, func(a, b GenerationStatus) bool { return a.Generation == b.Generation && a.PID == b.PID })
 	return &Status{
 		Schema: 1, Socket: p.cfg.Socket, Instance: p.instance, Revision: p.revision, Time: time.Now(),
-		Generation: p.Generation(), PID: p.program.PID, Generations: all, Requests: p.ledger.list(), Last: p.last,
+		Generation: p.Generation(), PID: p.program.PID, Generations: all, Waiting: p.waiting.list(), Requests: p.ledger.list(), Last: p.last,
 	}
 }
 
@@ -225,11 +274,7 @@ func (p *Process) reportDraining() {
 			case <-p.life.Done():
 				return
 			}
-			p.post(func() {
-				if p.younger != nil && p.m.younger == phaseDraining {
-					p.younger.send(&frame{Type: msgDraining, Self: p.self(), Older: p.living.older()})
-				}
-			})
+			p.post(p.passOn)
 		}
 	})
 }
@@ -285,10 +330,10 @@ func (p *Process) reportOn(c *conn) {
 
 // hearRegistered keeps what a draining process reports, until it is gone.
 func (p *Process) hearRegistered(c *conn, f *frame) {
-	defer p.post(func() { p.living.lost(c); p.changed() })
+	defer p.post(func() { p.reporterGone(c); p.changed() })
 	for {
 		told := f
-		p.post(func() { p.living.report(c, told); p.changed() })
+		p.post(func() { p.reported(c, told); p.changed() })
 		var err error
 		if f, err = p.question(c); err != nil || f.Type != msgDraining {
 			return

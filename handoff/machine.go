@@ -49,7 +49,7 @@ const (
 	phaseServe                 // serve is out, `serving` has not come back (the incumbent's end only)
 	phaseServing               // serving: committed, probation
 	phaseRelease               // release is out (the incumbent's end only)
-	phaseReleased              // released is out, `draining` has not come (the successor's end only)
+	phaseReleased              // released is out, `draining` has not come; at the incumbent's end it was read, and what is behind it is looked at
 	phaseDraining              // the incumbent drains; it can't take back any more
 )
 
@@ -130,6 +130,7 @@ type event struct {
 	mode  Takeover // evHello
 	timer timerKind
 	late  bool   // evTimer: it fired while this very process was stopped
+	full  bool   // evHello: as many older generations drain as may
 	why   reason // busy, refuse, revoke: the reason that was read
 }
 
@@ -187,28 +188,29 @@ const (
 type reason string
 
 const (
-	whyNone       reason = ""
-	whyStarting   reason = "starting"    // busy: not serving yet
-	whyHandoff    reason = "handoff"     // busy: another successor is on its way
-	whyProbation  reason = "probation"   // busy: the last handoff can still be taken back
-	whyStopping   reason = "stopping"    // busy: this process is about to end
-	whyReleased   reason = "released"    // busy: the successor answers now, ask again
-	whyRevoking   reason = "revoking"    // busy: a revoked successor may still read an exclusive socket
-	whyDisplaced  reason = "displaced"   // revoke: a spare gives way
-	whyWithdrawn  reason = "withdrawn"   // refuse, revoke: its request was withdrawn
-	whyTimeout    reason = "timeout"     // revoke: an answer did not come in time
-	whyRollback   reason = "rollback"    // revoke: the operator took back
-	whyProtocol   reason = "protocol"    // revoke, abort: a frame that has no place there
-	whyAborted    reason = "aborted"     // the successor gave up by itself
-	whyDied       reason = "died"        // the link ended without a word
-	whyDraining   reason = "draining"    // revoke: an operator takes the service out, nobody is to succeed
-	whyStopped    reason = "stopped"     // plain stop; revoke: an operator stopped that successor
-	whyHandedOver reason = "handed_over" // the good end
-	whyRevoked    reason = "revoked"     // was told to stop after it had served
-	whyRefused    reason = "refused"     // the incumbent refused
-	whySilent     reason = "silent"      // the peer is connected but says nothing; busy: that is so of the incumbent
-	whyUnhealthy  reason = "unhealthy"   // the successor reported itself unhealthy
-	whyClosed     reason = "closed"      // Close
+	whyNone        reason = ""
+	whyStarting    reason = "starting"     // busy: not serving yet
+	whyHandoff     reason = "handoff"      // busy: another successor is on its way
+	whyProbation   reason = "probation"    // busy: the last handoff can still be taken back
+	whyStopping    reason = "stopping"     // busy: this process is about to end
+	whyReleased    reason = "released"     // busy: the successor answers now, ask again
+	whyRevoking    reason = "revoking"     // busy: a revoked successor may still read an exclusive socket
+	whyMaxDraining reason = "max_draining" // busy: as many older generations drain as may
+	whyDisplaced   reason = "displaced"    // revoke: a spare gives way
+	whyWithdrawn   reason = "withdrawn"    // refuse, revoke: its request was withdrawn
+	whyTimeout     reason = "timeout"      // revoke: an answer did not come in time
+	whyRollback    reason = "rollback"     // revoke: the operator took back
+	whyProtocol    reason = "protocol"     // revoke, abort: a frame that has no place there
+	whyAborted     reason = "aborted"      // the successor gave up by itself
+	whyDied        reason = "died"         // the link ended without a word
+	whyDraining    reason = "draining"     // revoke: an operator takes the service out, nobody is to succeed
+	whyStopped     reason = "stopped"      // plain stop; revoke: an operator stopped that successor
+	whyHandedOver  reason = "handed_over"  // the good end
+	whyRevoked     reason = "revoked"      // was told to stop after it had served
+	whyRefused     reason = "refused"      // the incumbent refused
+	whySilent      reason = "silent"       // the peer is connected but says nothing; busy: that is so of the incumbent
+	whyUnhealthy   reason = "unhealthy"    // the successor reported itself unhealthy
+	whyClosed      reason = "closed"       // Close
 )
 
 // outcome is how far a handoff came, as its request id shows it in the status.
@@ -297,7 +299,7 @@ func (m *machine) step(ev event) []action {
 	o := &steps{m: m}
 	switch ev.kind {
 	case evHello:
-		o.hello(ev.mode)
+		o.hello(ev.mode, ev.full)
 	case evFrame:
 		switch ev.side {
 		case sideElder:

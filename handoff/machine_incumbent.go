@@ -4,7 +4,13 @@ package handoff
 
 // hello admits one successor at a time: at most one living, unrevoked
 // successor holds descriptors. †
-func (o *steps) hello(mode Takeover) {
+//
+// Whether too many drain is looked at last: it is the one reason that an operator
+// can do something about, so it is not said where another would come first; and a
+// spare is not displaced for a successor that isn't admitted. A spare itself makes
+// nothing drain that would not have drained without it: it succeeds at the
+// incumbent's death or stop only.
+func (o *steps) hello(mode Takeover, full bool) {
 	m := o.m
 	if m.out {
 		o.send(sideAsker, msgRefuse, whyDraining)
@@ -26,6 +32,8 @@ func (o *steps) hello(mode Takeover) {
 		why = whyRevoking
 	case m.younger != phaseNone && !m.mute && !(m.youngerMode == Spare && mode != Spare):
 		why = whyHandoff
+	case full && mode != Spare:
+		why = whyMaxDraining
 	}
 	if why != whyNone {
 		o.send(sideAsker, msgBusy, why)
@@ -101,7 +109,11 @@ func (o *steps) youngerFrame(ev event) {
 		}
 		o.start(timerProbation)
 	case ev.msg == msgReleased && m.younger == phaseRelease:
-		o.drain()
+		// It may have died since: its end is in the queue then, and there is still
+		// somebody who can serve. †
+		m.younger = phaseReleased
+		o.stopTimers(sideYounger)
+		o.do(action{kind: actPoll, side: sideYounger})
 	default:
 		o.bad(sideYounger)
 	}
@@ -128,7 +140,7 @@ func (o *steps) release() {
 	o.start(timerReleased)
 }
 
-// drain is the point of no return.
+// drain is the point of no return: `released` was read, and nothing behind it.
 func (o *steps) drain() {
 	m := o.m
 	o.stopTimers(sideYounger)
@@ -229,6 +241,8 @@ func (o *steps) handover() {
 	case m.younger == phaseReady:
 		o.reply(replyOK)
 		o.commit()
+	case m.wanted:
+		o.reply(replyAlready)
 	default:
 		o.reply(replyOK)
 		m.wanted = true

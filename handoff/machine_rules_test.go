@@ -104,6 +104,25 @@ func (k *walker) settle(w world, wake bool) {
 			k.fail("process %d is %v for ever", i, s)
 		}
 	}
+	k.admits(&w, int(w.owner))
+}
+
+// admits: at rest nothing is left that a successor would have to wait for, but
+// another one, and nothing but an operator's drain keeps it away for ever.
+func (k *walker) admits(w *world, i int) {
+	for j := range k.n {
+		l, o := &w.links[j], &w.procs[i].m
+		if !w.lives(j) || o.out || o.younger != phaseNone && o.youngerMode != Spare {
+			continue
+		}
+		if o.younger != phaseNone && w.procs[j].m.mode == Spare || !k.dial(w, j) {
+			continue
+		}
+		if k.admit(w, i, j); l.role != roleYounger {
+			k.fail("process %d is told busy for ever", j)
+		}
+		return
+	}
 }
 
 // rest does one step of an undisturbed run: programs become ready, frames

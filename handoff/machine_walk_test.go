@@ -70,6 +70,8 @@ type world struct {
 	owner int8 // who must serve; -1 once the last owner was crashed or stopped on purpose
 
 	crashes, stops, verbs int8 // what may still be done to it
+
+	most int8 // of older ones may drain at the same time; 0: any number
 }
 
 func (w *world) runs(i int) bool {
@@ -209,9 +211,6 @@ func (k *walker) obey(w *world, i int, a action) {
 	p := &w.procs[i]
 	switch a.kind {
 	case actSend:
-		if e := w.links[i].elder; a.msg == msgReleased && w.owner == e && w.procs[e].m.state >= StateReleasing {
-			w.owner = int8(i)
-		}
 		x := word{msg: a.msg, displaced: a.why == whyDisplaced}
 		if a.msg == msgGot {
 			x.last = p.m.elder == phaseHeld || w.links[i].batches == 2
@@ -246,6 +245,11 @@ func (k *walker) obey(w *world, i int, a action) {
 		p.exclusive = true
 	case actStopAccepting, actRelease, actDropSockets:
 		p.plain, p.exclusive, p.holds, p.answers, p.standsIn = false, false, false, false, false
+		if a.kind == actRelease && w.owner == int8(i) {
+			if w.owner = w.heir(i); w.owner < 0 {
+				k.fail("process %d gave up its sockets, and nobody has them: total loss", i)
+			}
+		}
 		if k.asked && w.owner == int8(i) {
 			w.owner = w.heir(i) // it was told to go
 		}
@@ -428,7 +432,13 @@ func (k *walker) admit(w *world, i, j int) bool {
 	standsIn := w.procs[i].standsIn
 	l.elder = int8(i)
 	l.up.get()
-	k.feed(w, i, event{kind: evHello, mode: w.procs[j].m.mode})
+	full := w.most > 0 && w.draining() >= w.most
+	mode := w.procs[j].m.mode
+	younger := w.younger(i, roleYounger)
+	k.feed(w, i, event{kind: evHello, mode: mode, full: full})
+	if full && mode != Spare && (l.role != roleQueued || w.younger(i, roleYounger) != younger) {
+		k.fail("process %d let another one succeed, or sent its spare away, where %d drain already", i, w.most)
+	}
 	if l.role == roleQueued { // busy
 		l.closeOld()
 	} else if standsIn {
@@ -436,6 +446,16 @@ func (k *walker) admit(w *world, i, j int) bool {
 	}
 	l.clean()
 	return true
+}
+
+// draining counts those that finish what they have.
+func (w *world) draining() (n int8) {
+	for i := range w.procs {
+		if s := w.procs[i].m.state; w.lives(i) && (s == StateDraining || s == StateRevoked) {
+			n++
+		}
+	}
+	return n
 }
 
 // refuse: the control socket has no living holder any more, its queue is reset.
@@ -567,14 +587,28 @@ func walkSetups(three int) []walkSetup {
 			modes: modes, prob: true, limit: three, w: world{crashes: 1, stops: 1, verbs: 2},
 		})
 	}
+	for _, modes := range [][]Takeover{{Auto, Auto, Auto}, {Auto, Spare, Auto}, {Auto, Standby, Spare}} {
+		all = append(all, walkSetup{
+			name:  fmt.Sprintf("three, %v %v, one may drain", modes[1], modes[2]),
+			modes: modes, prob: true, limit: three, w: world{crashes: 1, stops: 1, verbs: 2, most: 1},
+		})
+	}
 	return all
 }
 
 // TestWalk walks the machine as it is: no rule may break.
 func TestWalk(t *testing.T) {
-	total, seen := 0, map[actionKind]int{}
-	for _, s := range walkSetups(100_000) {
-		k := &walker{n: len(s.modes), step: (*machine).step, slow: s.slow, seen: seen}
+	total, seen, walked := 0, map[actionKind]int{}, map[string]bool{}
+	step := func(m *machine, ev event) []action {
+		before := m.state
+		acts := m.step(ev)
+		if m.state != before {
+			walked[before.String()+" → "+m.state.String()] = true
+		}
+		return acts
+	}
+	for _, s := range walkSetups(walkLimit) {
+		k := &walker{n: len(s.modes), step: step, slow: s.slow, seen: seen}
 		n := k.walk(s.start(), s.limit)
 		require.Empty(t, k.broken, "%s: %s", s.name, k.account)
 		t.Logf("%-40s %8d states", s.name, n)
@@ -584,4 +618,5 @@ func TestWalk(t *testing.T) {
 	for kind := range actionCount {
 		require.NotZero(t, seen[kind], "the walk never comes to action %d", kind)
 	}
+	documentedTransitions(t, walked)
 }

@@ -54,21 +54,15 @@ func (p *Process) answerHandover(id string) *frame {
 		f.Already, f.Request, f.Generation = true, id, r.Generation
 		return f
 	}
-	before := p.ledger.verb
-	if id != "" {
-		p.ledger.verb = id
-	}
 	l := p.younger
 	p.feed(event{kind: evHandover})
-	if p.answer != replyOK {
-		p.ledger.verb = before
-	}
 	switch p.answer {
 	case replyOK, replyAlready:
 		f := p.okFrame("handing over")
 		f.Request, f.Already = id, p.answer == replyAlready
 		if l != nil {
 			f.Generation = l.number
+			p.followHandover(id, l)
 		}
 		return f
 	case replyNoStandby:
@@ -81,6 +75,28 @@ func (p *Process) answerHandover(id string) *frame {
 	return p.notNow()
 }
 
+// followHandover has the status show under id how the handover to l goes. Of
+// several operators that asked for the same one, each has an id of his own.
+func (p *Process) followHandover(id string, l *link) {
+	if id == "" || slices.Contains(p.ledger.verbs, id) {
+		return
+	}
+	outcome := OutcomeStandby
+	switch {
+	case p.m.younger == phaseDraining:
+		outcome = OutcomeReleased
+	case p.m.younger >= phaseServing:
+		outcome = OutcomeCommitted
+	case p.m.younger < phaseReady:
+		outcome = OutcomeStarting
+	}
+	p.ledger.set(RequestStatus{ID: id, Outcome: outcome, Generation: l.number, Time: time.Now()})
+	if outcome != OutcomeReleased && len(p.ledger.verbs) < maxRequests {
+		p.ledger.verbs = append(p.ledger.verbs, id)
+	}
+	p.changed()
+}
+
 // notNow refuses what only an incumbent that is sure of itself can do.
 func (p *Process) notNow() *frame {
 	if p.m.leaving {
@@ -89,9 +105,9 @@ func (p *Process) notNow() *frame {
 	return refusal("not_now", "this process does not serve alone: it is "+p.m.state.String(), "see handoffctl status")
 }
 
-// takeOut answers the operator on c, and then lets nobody succeed. The answer
-// comes first, since this process may be gone right after; false means that it
-// was a no, or could not be sent.
+// takeOut answers the operator on c, and then lets nobody succeed, also where he
+// has gone before the answer. That comes first, since this process may be gone
+// right after; false means that it was a no, or could not be sent.
 func (p *Process) takeOut(c *conn) (ok bool) {
 	p.ask(func() {
 		m := p.m
@@ -103,11 +119,13 @@ func (p *Process) takeOut(c *conn) (ok bool) {
 		case replyAlready:
 			f.Already = true
 		}
-		if say(c, f) != nil || f.Type != msgOK {
+		sent := say(c, f) == nil
+		if f.Type != msgOK {
 			return
 		}
-		ok = true
-		p.control.keep(c, true)
+		if ok = sent; ok {
+			p.control.keep(c, true)
+		}
 		if !f.Already {
 			p.Logger().Info("an operator takes the service out")
 		}

@@ -74,6 +74,7 @@ type Process struct {
 	ledger    ledger
 	jobs      singletons
 	living    living
+	waiting   waiting
 	next      uint64 // the last number that was given to a successor
 	last      *HandoffStatus
 	fault     error  // what a coming end is due to
@@ -189,7 +190,7 @@ func (p *Process) emptyInbox() {
 // further events, which are fed after them.
 func (p *Process) feed(ev event) {
 	before := p.m.state
-	acts := p.m.step(ev)
+	acts := step(&p.m, ev)
 	if p.m.state != before {
 		p.stateChanged(before, p.m.state)
 	}

@@ -35,6 +35,7 @@ const (
 	maxPollMillis = 60_000  // an operator's long poll
 	maxExclusive  = 2000    // exclusive sockets in one handoff
 	maxListed     = 64      // names or kinds that one generation reports
+	maxWaiting    = 16      // successors that were told busy, in the status
 	maxGeneration = 1 << 53 // any number in JSON is exact up to here
 
 	// Bytes of JSON in one frame, so that both lists and the rest of a status
@@ -42,6 +43,7 @@ const (
 	maxOlderSize    = 24 << 10
 	maxRequestsSize = 12 << 10
 	maxHoldsSize    = 4 << 10
+	maxWaitingSize  = 8 << 10
 )
 
 type msgType uint8

@@ -31,6 +31,10 @@ type Status struct {
 	PID        int    `json:"pid"`
 	// Generations are all living ones, oldest first.
 	Generations []GenerationStatus `json:"generations"`
+	// Waiting are the successors that this process told busy and that ask again
+	// and again, in the order in which they came; 16 at most. They have no number
+	// yet. One that was admitted, or has not asked for a second, is left out.
+	Waiting []WaitingStatus `json:"waiting,omitempty"`
 	// Requests are the last outcomes by request id, the latest last, at most 32.
 	Requests []RequestStatus `json:"requests,omitempty"`
 	// Last is the last attempt at a handoff that came to an end; nil if there was none.
@@ -89,6 +93,22 @@ type GenerationStatus struct {
 	// Handoff is the id that both sides of the handoff under way, or of the last
 	// one that this process took part in, write into their logs; or "".
 	Handoff string `json:"handoff,omitempty"`
+}
+
+// WaitingStatus is a successor that can't be admitted yet.
+type WaitingStatus struct {
+	// PID is what the process calls itself; see Status.PID. Label and Request are
+	// as it was started with, Takeover is a Takeover's name.
+	PID      int    `json:"pid"`
+	Label    string `json:"label,omitempty"`
+	Request  string `json:"request,omitempty"`
+	Takeover string `json:"takeover"`
+	// Reason and Text say why it was told busy the last time, as in its own log:
+	// handoff, probation, max_draining and so on.
+	Reason string `json:"reason"`
+	Text   string `json:"text"`
+	// Since is when the answering process told it so for the first time.
+	Since time.Time `json:"since"`
 }
 
 // Outcomes of a request, in RequestStatus.Outcome, and of an attempt at a

@@ -209,7 +209,7 @@ func (p *Process) fromElder(l *link, f *frame, fds []*descriptor) error {
 			}
 		}
 	case msgDraining:
-		p.living.report(l, f)
+		p.reported(l, f)
 	case msgBye:
 		if p.last != nil && p.last.From == l.number {
 			last := *p.last // the old one may be on its way to an operator

@@ -5,6 +5,7 @@ import (
 	"fmt"
 	"strconv"
 	"strings"
+	"time"
 
 	"github.com/spf13/cobra"
 
@@ -98,12 +99,26 @@ func (a *app) printStatus(st *handoff.Status) error {
 			}
 		}
 	}
+	for _, w := range st.Waiting {
+		if err := a.println(plain(waitingLine(w, st.Time))); err != nil {
+			return err
+		}
+	}
 	if g := silentDecider(st); g != nil {
 		if err := a.println(plain(silence(*g) + ": " + silenceRemedy(st))); err != nil {
 			return err
 		}
 	}
 	return a.println(plain("last handoff: " + lastHandoff(st)))
+}
+
+// waitingLine says who can't be admitted yet, and why.
+func waitingLine(w handoff.WaitingStatus, now time.Time) string {
+	who := "a successor"
+	if w.Label != "" {
+		who += " labelled " + w.Label
+	}
+	return fmt.Sprintf("%s (pid %d) has waited for %s: %s: %s", who, w.PID, age(now.Sub(w.Since).Seconds()), words(w.Reason), w.Text)
 }
 
 // stateWord adds what a waiting generation waits for, and that one is silent or

@@ -55,7 +55,13 @@ type Status struct {
 	Generation  uint64             `json:"generation"`
 	PID         int                `json:"pid"`
 	Generations []GenerationStatus `json:"generations"`
-	Requests    []struct {
+	Waiting     []struct {
+		PID    int    `json:"pid"`
+		Label  string `json:"label"`
+		Reason string `json:"reason"`
+		Text   string `json:"text"`
+	} `json:"waiting"`
+	Requests []struct {
 		ID      string `json:"id"`
 		Outcome string `json:"outcome"`
 	} `json:"requests"`
