@@ -197,3 +197,18 @@ func TestCheckWithoutProbation(t *testing.T) {
 	require.NoFileExists(t, mark)
 	s.alone(1)
 }
+
+// An upgrade whose version is not let in, because as many generations drain as may, says so when its time runs out.
+func TestUpgradeWhileTooManyDrain(t *testing.T) {
+	s := newService(t)
+	extra := []string{"--drain-timeout", "1h", "--max-draining", "1"}
+	first := s.serving("v1", extra...)
+	one := s.hold(s.address(web), 1)
+	s.upgrade("v2", nil, extra...)
+	r := s.wantFailure(1, s.upgradeArgs("v3", []string{"--timeout=5s"}, extra...)...)
+	require.Contains(t, r.Stderr, "not released yet: CMD waits to be let in (max draining); the request is withdrawn; generation 2 ")
+	require.Contains(t, r.Stderr, "hint: CMD was not let in: 1 older generation still drains, and at most 1 may: wait, or handoffctl stop --generation 1\n")
+	one.finish(s)
+	s.exits(first, 0, "generation 1 has drained")
+	s.upgrade("v4", []string{"--wait=drained"}, extra...)
+}

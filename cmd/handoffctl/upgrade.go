@@ -293,11 +293,20 @@ func (u *upgrade) follow(ctx context.Context) error {
 			}
 			text := fmt.Sprintf("time ran out after %v, not %s yet", u.a.timeout, u.wait)
 			if u.r.Outcome == "" {
-				text += ": CMD has not connected to the control socket"
+				u.f.look(ctx)
+				text += ": CMD " + u.absent()
 			}
 			return u.giveUp(ctx, &failure{text: text}, false)
 		}
 	}
+}
+
+// absent says why nothing is known of CMD.
+func (u *upgrade) absent() string {
+	if w := u.held(); w != nil {
+		return "waits to be let in (" + words(w.Reason) + ")"
+	}
+	return "has not connected to the control socket"
 }
 
 func isTimeout(err error) bool {
