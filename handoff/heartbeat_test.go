@@ -58,8 +58,6 @@ func (c *chain) answeredBy(n uint64, match func(*Status) bool) *Status {
 	return s
 }
 
-func anyStatus(*Status) bool { return true }
-
 // refused wants a no with a code.
 func refused(t testing.TB, err error, code string) *RemoteError {
 	t.Helper()
