@@ -414,3 +414,17 @@ func TestUnhealthy(t *testing.T) {
 		require.Contains(t, lines.String(), "unhealthy, and nobody can take back")
 	})
 }
+
+// A generation that drains reports twice a second; one that hangs does not.
+func TestHangingWhileItDrains(t *testing.T) {
+	c := newChain(t)
+	one, _ := c.serve("one")
+	_, release := one.Hold(c.ctx, "work")
+	defer release()
+	c.serve("two")
+	c.answeredBy(2, func(s *Status) bool { return of(s, 1).State == "draining" })
+	goOn := c.hang(one)
+	c.answeredBy(2, func(s *Status) bool { return of(s, 1).SilentSeconds > 0 })
+	goOn()
+	c.answeredBy(2, func(s *Status) bool { return of(s, 1).SilentSeconds == 0 })
+}
