@@ -3,12 +3,14 @@
 # make test      runs every test that needs no extra package
 # make test-root runs the tests that need root; a skip is a failure
 # make walk      walks the state machine and its mutations, and prints how far
+# make failures  kills and stops every process at every step of a handoff, and writes docs/failures.md
+# make failures-check  does it again and compares the outcomes with that page
 # make lint      go vet, staticcheck and gofumpt, in the versions that tools/go.mod pins
 # make man       writes the manual pages in docs/man anew, from the commands' help
 # make deps      what .ci/run needs besides (Debian, as root)
 GO ?= go
 
-.PHONY: build demo test test-root walk lint man deps clean
+.PHONY: build demo test test-root walk failures failures-check lint man deps clean
 
 build:
 	$(GO) build -o bin/ ./cmd/server ./cmd/handoffctl
@@ -25,16 +27,25 @@ test-root:
 	HANDOFF_TEST_ROOT=1 $(GO) test -race -count=1 -run '^TestRoot' ./...
 
 walk:
-	$(GO) test -count=1 -v -run 'TestWalk|TestMutations' ./handoff
+	$(GO) test -tags faults -count=1 -v -run 'TestWalk|TestMutations' ./handoff
+
+# Both take about two minutes on two cores, most of it waiting. The logs of a cell that fails are printed.
+failures:
+	$(GO) run ./integration/failures --write docs/failures.md
+
+failures-check:
+	$(GO) run ./integration/failures --check docs/failures.md
 
 # gofumpt looks into every directory, so also into examples/, which is a module of its own.
 # The tools are built from tools/, whose versions are apart from the library's.
 lint:
 	$(GO) vet ./...
+	$(GO) vet -tags faults ./handoff
 	cd examples && $(GO) vet ./...
 	cd tools && $(GO) build -o ../bin/tools/ mvdan.cc/gofumpt honnef.co/go/tools/cmd/staticcheck
 	test -z "$$(bin/tools/gofumpt -l . | tee /dev/stderr)"
 	bin/tools/staticcheck ./...
+	bin/tools/staticcheck -tags faults ./handoff
 	cd examples && ../bin/tools/staticcheck ./...
 
 man:

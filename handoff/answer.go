@@ -4,7 +4,10 @@ import (
 	"errors"
 	"fmt"
 	"net"
+	"os"
 	"time"
+
+	"golang.org/x/sys/unix"
 )
 
 // Answering the control socket: successors, draining generations and operators
@@ -19,10 +22,10 @@ const operatorIdle = 60 * time.Second
 type controlSocket struct {
 	path  string
 	d     *descriptor
-	file  fileID       // of the file at path, recorded at bind
-	ln    net.Listener // while this process answers
-	owned bool         // nobody succeeds this process: the path goes with it
-	stead bool         // ln answers questions in the stead of a silent incumbent
+	file  fileID   // of the file at path, recorded at bind
+	ln    *os.File // while this process answers
+	owned bool     // nobody succeeds this process: the path goes with it
+	stead bool     // ln answers questions in the stead of a silent incumbent
 
 	connTable
 }
@@ -74,15 +77,15 @@ func (p *Process) beginAnswering() {
 	}
 	err := relisten(s.d)
 	if err == nil {
-		s.ln, err = s.d.listener()
+		s.ln, err = s.d.polled("control socket")
 	}
 	if err != nil {
 		p.Logger().Error("can't answer the control socket yet, it is tried again", "socket", s.path, "error", err)
 		p.mendLater()
 		return
 	}
-	ln := s.ln.(*net.UnixListener)
-	p.work.Go(func() { p.answerAll(ln, &s.connTable, p.answerOne) })
+	ln := s.ln
+	p.work.Go(func() { p.answerAll(ln, s.path, &s.connTable, p.answerOne) })
 }
 
 // standIn answers questions while the incumbent, whose it is to answer, does not.
@@ -93,13 +96,13 @@ func (p *Process) standIn() {
 		return
 	}
 	var err error
-	if s.ln, err = s.d.listener(); err != nil {
+	if s.ln, err = s.d.polled("control socket"); err != nil {
 		p.Logger().Error("can't answer for the silent incumbent", "socket", s.path, "error", err)
 		return
 	}
 	s.stead = true
-	ln := s.ln.(*net.UnixListener)
-	p.work.Go(func() { p.answerAll(ln, &s.connTable, p.answerOne) })
+	ln := s.ln
+	p.work.Go(func() { p.answerAll(ln, s.path, &s.connTable, p.answerOne) })
 }
 
 // standAside leaves the questions to whoever has to answer them; who asked here
@@ -135,17 +138,23 @@ func (p *Process) notMine(f *frame) (no *frame) {
 	return no
 }
 
-// answerAll keeps what comes through ln in t, and has each answered by one in a
+// answerAll keeps what comes through ln, the socket at path, in t, and has each answered by one in a
 // goroutine of its own, until ln is closed.
-func (p *Process) answerAll(ln *net.UnixListener, t *connTable, one func(*conn)) {
+func (p *Process) answerAll(ln *os.File, path string, t *connTable, one func(*conn)) {
 	for {
-		uc, err := ln.AcceptUnix()
+		// A process that hangs leaves the queue to whoever stands in for it.
+		if !waitToRead(ln) || !p.ask(func() {}) {
+			return
+		}
+		uc, err := acceptNow(ln)
 		switch {
-		case errors.Is(err, net.ErrClosed):
+		case errors.Is(err, unix.EAGAIN):
+			continue // somebody else took it
+		case err != nil && !waitToRead(ln): // closed just now
 			return
 		case err != nil:
 			// Out of descriptors, for instance: others may close some.
-			p.Logger().Error("can't accept a connection now, it is tried again", "socket", ln.Addr().String(), "error", err)
+			p.Logger().Error("can't accept a connection now, it is tried again", "socket", path, "error", err)
 			select {
 			case <-time.After(50 * time.Millisecond):
 			case <-p.gone:
@@ -153,7 +162,7 @@ func (p *Process) answerAll(ln *net.UnixListener, t *connTable, one func(*conn))
 			}
 			continue
 		}
-		c := newConn(uc)
+		c := newConn(uc.(*net.UnixConn))
 		t.track(c)
 		p.work.Go(func() {
 			defer t.untrack(c)

@@ -24,21 +24,11 @@ type lifeline struct{ f *os.File }
 // newLifeline takes ownership of d, which must be a pidfd.
 func newLifeline(d *descriptor) (lifeline, error) {
 	defer d.Close()
-	n, err := d.dupRaw()
-	if err != nil {
+	if err := d.control(func(fd int) error { _, err := pidOf(fd); return err }); err != nil {
 		return lifeline{}, err
 	}
-	if _, err := pidOf(n); err != nil {
-		unix.Close(n)
-		return lifeline{}, err
-	}
-	// pidfd_open(2) and SO_PEERPIDFD give one that blocks; only one that does not
-	// goes into the poller.
-	if err := unix.SetNonblock(n, true); err != nil {
-		unix.Close(n)
-		return lifeline{}, os.NewSyscallError("fcntl", err)
-	}
-	return lifeline{os.NewFile(uintptr(n), "pidfd")}, nil
+	f, err := d.polled("pidfd")
+	return lifeline{f}, err
 }
 
 var errNoPidfd = errors.New("not a pidfd")
@@ -115,15 +105,7 @@ func (c *conn) peerPID() (int, error) {
 
 // ended blocks until the process has ended; false means that Close came first.
 func (v lifeline) ended() bool {
-	raw, err := v.f.SyscallConn()
-	if err != nil {
-		return false
-	}
-	return raw.Read(func(fd uintptr) bool {
-		p := []unix.PollFd{{Fd: int32(fd), Events: unix.POLLIN}}
-		n, err := unix.Poll(p, 0)
-		return err == nil && n == 1
-	}) == nil
+	return waitToRead(v.f)
 }
 
 func (v lifeline) pid() (pid int, err error) {

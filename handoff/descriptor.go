@@ -187,6 +187,29 @@ func (d *descriptor) packetConn() (net.PacketConn, error) {
 	return pc, err
 }
 
+// polled is file for a socket of which the caller waits to become readable. The
+// socket becomes non-blocking, without which it would not go into the poller.
+func (d *descriptor) polled(name string) (*os.File, error) {
+	if err := d.control(func(fd int) error { return unix.SetNonblock(fd, true) }); err != nil {
+		return nil, err
+	}
+	return d.file(name)
+}
+
+// waitToRead blocks until something can be read from c, or accepted; false means
+// that c was closed. (A net.Listener can't be waited for without accepting.)
+func waitToRead(c *os.File) bool {
+	raw, err := c.SyscallConn()
+	return err == nil && raw.Read(canRead) == nil
+}
+
+// canRead says whether something can be read from fd now: for RawConn.Read, which
+// waits until it can be.
+func canRead(fd uintptr) bool {
+	n, err := unix.Poll([]unix.PollFd{{Fd: int32(fd), Events: unix.POLLIN}}, 0)
+	return err == nil && n == 1
+}
+
 // acceptNow accepts a connection that is in the queue of the listener c, also
 // while c's deadline has passed, and never waits: an error that wraps EAGAIN
 // means that the queue is empty.

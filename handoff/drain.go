@@ -114,7 +114,8 @@ func (p *Process) drain(run drainRun) (Report, bool) {
 }
 
 // allDrained waits until all have ended by themselves; ended is false at the
-// deadline, ok at the process's own end.
+// deadline, ok at the process's own end. As with the timers of the machine, a
+// deadline that passed while this process was itself stopped does not count.
 func (p *Process) allDrained(run drainRun) (ended, ok bool) {
 	deadline := time.NewTimer(time.Until(run.until))
 	defer deadline.Stop()
@@ -123,14 +124,24 @@ func (p *Process) allDrained(run drainRun) (ended, ok bool) {
 		if d, last = p.drainer(i); last {
 			d.beginDrain(0, run.plain)
 		}
-		select {
-		case <-d.drained():
-		case <-deadline.C:
-			return false, true
-		case <-run.hammered:
-			return false, true
-		case <-p.life.Done():
-			return false, false
+		for open := true; open; {
+			select {
+			case <-d.drained():
+				open = false
+			case <-deadline.C:
+				if time.Since(run.until) <= lateAfter || isClosed(run.hammered) {
+					return false, true
+				}
+				// This process was stopped meanwhile, and its clients have waited
+				// for it: they get the whole time.
+				run.until = time.Now().Add(p.cfg.DrainTimeout)
+				deadline.Reset(p.cfg.DrainTimeout)
+				p.post(func() { p.deadline = run.until; p.changed() })
+			case <-run.hammered:
+				return false, true
+			case <-p.life.Done():
+				return false, false
+			}
 		}
 	}
 	return true, true

@@ -126,9 +126,9 @@ func (q *squatter) send(r *rawPeer) {
 
 // brings makes an honest successor that has come as far as to. It is a standby
 // until it is told to serve, and greets on what it inherits.
-func (q *squatter) brings(to phase) (*rawPeer, *Process, <-chan error) {
+func (q *squatter) brings(to phase, change ...func(*Config)) (*rawPeer, *Process, <-chan error) {
 	q.t.Helper()
-	r, got := q.meet()
+	r, got := q.meet(change...)
 	q.send(r)
 	v := <-got
 	require.NoError(q.t, v.err)

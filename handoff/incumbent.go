@@ -23,6 +23,7 @@ type offer struct {
 // askToSucceed answers a hello: driver-level refusals first, then the machine.
 // It reports whether the connection became a link.
 func (p *Process) askToSucceed(l *link, f *frame) bool {
+	haltAt("read", f.Type)
 	l.peer, l.mode = *f.Program, f.Mode
 	log := p.Logger().With("successor_pid", l.peer.PID, "successor_label", l.peer.Label, "mode", l.mode.String(), "request", l.peer.Request)
 	version, ok := negotiate(*f.Versions)

@@ -115,6 +115,7 @@ func (l *link) deliver(b []byte, fds []*descriptor) {
 			closeAll(fds)
 			l.p.badFrame(l, err)
 		default:
+			haltAt("read", f.Type)
 			l.p.frameArrived(l, f, fds)
 		}
 		if !l.closed {
@@ -139,7 +140,10 @@ func (l *link) trySend(f *frame, fds ...*descriptor) error {
 		l.p.Logger().Error("a frame can't be encoded", "frame", f.Type.String(), "error", err)
 		return err
 	}
-	if err = l.c.send(b, fds...); err != nil {
+	haltAt("before", f.Type)
+	err = l.c.send(b, fds...)
+	haltAt("sent", f.Type)
+	if err != nil {
 		l.p.Logger().Debug("frame not sent", "frame", f.Type.String(), "error", err)
 	}
 	return err

@@ -49,7 +49,7 @@ const (
 	phaseServe                 // serve is out, `serving` has not come back (the incumbent's end only)
 	phaseServing               // serving: committed, probation
 	phaseRelease               // release is out (the incumbent's end only)
-	phaseReleased              // released is out, `draining` has not come (the successor's end only)
+	phaseReleased              // released is out, `draining` has not come; at the incumbent's end it was read, and what is behind it is looked at
 	phaseDraining              // the incumbent drains; it can't take back any more
 )
 

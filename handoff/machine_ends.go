@@ -62,6 +62,10 @@ func (o *steps) timer(t timerKind, late bool) {
 // was read has stopped them.
 func (o *steps) empty(s side) {
 	m := o.m
+	if s == sideYounger && m.state == StateReleasing && m.younger == phaseReleased {
+		o.drain()
+		return
+	}
 	for t := range timerCount {
 		if t.side() != s || m.pending&t.bit() == 0 {
 			continue

@@ -109,7 +109,11 @@ func (o *steps) youngerFrame(ev event) {
 		}
 		o.start(timerProbation)
 	case ev.msg == msgReleased && m.younger == phaseRelease:
-		o.drain()
+		// It may have died since: its end is in the queue then, and there is still
+		// somebody who can serve. †
+		m.younger = phaseReleased
+		o.stopTimers(sideYounger)
+		o.do(action{kind: actPoll, side: sideYounger})
 	default:
 		o.bad(sideYounger)
 	}
@@ -136,7 +140,7 @@ func (o *steps) release() {
 	o.start(timerReleased)
 }
 
-// drain is the point of no return.
+// drain is the point of no return: `released` was read, and nothing behind it.
 func (o *steps) drain() {
 	m := o.m
 	o.stopTimers(sideYounger)

@@ -211,9 +211,6 @@ func (k *walker) obey(w *world, i int, a action) {
 	p := &w.procs[i]
 	switch a.kind {
 	case actSend:
-		if e := w.links[i].elder; a.msg == msgReleased && w.owner == e && w.procs[e].m.state >= StateReleasing {
-			w.owner = int8(i)
-		}
 		x := word{msg: a.msg, displaced: a.why == whyDisplaced}
 		if a.msg == msgGot {
 			x.last = p.m.elder == phaseHeld || w.links[i].batches == 2
@@ -248,6 +245,11 @@ func (k *walker) obey(w *world, i int, a action) {
 		p.exclusive = true
 	case actStopAccepting, actRelease, actDropSockets:
 		p.plain, p.exclusive, p.holds, p.answers, p.standsIn = false, false, false, false, false
+		if a.kind == actRelease && w.owner == int8(i) {
+			if w.owner = w.heir(i); w.owner < 0 {
+				k.fail("process %d gave up its sockets, and nobody has them: total loss", i)
+			}
+		}
 		if k.asked && w.owner == int8(i) {
 			w.owner = w.heir(i) // it was told to go
 		}
@@ -596,9 +598,17 @@ func walkSetups(three int) []walkSetup {
 
 // TestWalk walks the machine as it is: no rule may break.
 func TestWalk(t *testing.T) {
-	total, seen := 0, map[actionKind]int{}
-	for _, s := range walkSetups(100_000) {
-		k := &walker{n: len(s.modes), step: (*machine).step, slow: s.slow, seen: seen}
+	total, seen, walked := 0, map[actionKind]int{}, map[string]bool{}
+	step := func(m *machine, ev event) []action {
+		before := m.state
+		acts := m.step(ev)
+		if m.state != before {
+			walked[before.String()+" → "+m.state.String()] = true
+		}
+		return acts
+	}
+	for _, s := range walkSetups(walkLimit) {
+		k := &walker{n: len(s.modes), step: step, slow: s.slow, seen: seen}
 		n := k.walk(s.start(), s.limit)
 		require.Empty(t, k.broken, "%s: %s", s.name, k.account)
 		t.Logf("%-40s %8d states", s.name, n)
@@ -608,4 +618,5 @@ func TestWalk(t *testing.T) {
 	for kind := range actionCount {
 		require.NotZero(t, seen[kind], "the walk never comes to action %d", kind)
 	}
+	documentedTransitions(t, walked)
 }

@@ -190,7 +190,7 @@ func (p *Process) emptyInbox() {
 // further events, which are fed after them.
 func (p *Process) feed(ev event) {
 	before := p.m.state
-	acts := p.m.step(ev)
+	acts := step(&p.m, ev)
 	if p.m.state != before {
 		p.stateChanged(before, p.m.state)
 	}

@@ -2,7 +2,7 @@ package handoff
 
 import (
 	"context"
-	"net"
+	"errors"
 	"os"
 	"path/filepath"
 )
@@ -15,7 +15,7 @@ import (
 type selfSocket struct {
 	path string
 	file fileID
-	ln   *net.UnixListener
+	ln   *os.File
 	connTable
 }
 
@@ -25,9 +25,19 @@ func (p *Process) openSelf(ctx context.Context) error {
 	if path == "" {
 		return nil
 	}
-	ln, file, err := listenAlone(ctx, path, p.allow())
+	bound, file, err := listenAlone(ctx, path, p.allow())
 	if err != nil {
 		return err
+	}
+	defer bound.Close()
+	d, err := dupConn(bound)
+	if err != nil {
+		return opError("listen", path, errors.Join(err, removeSocketFile(path, file)))
+	}
+	defer d.Close()
+	ln, err := d.polled("self socket")
+	if err != nil {
+		return opError("listen", path, errors.Join(err, removeSocketFile(path, file)))
 	}
 	held := false
 	p.ask(func() {
@@ -36,7 +46,7 @@ func (p *Process) openSelf(ctx context.Context) error {
 		}
 		held = true
 		p.own.path, p.own.file, p.own.ln = path, file, ln
-		p.work.Go(func() { p.answerAll(ln, &p.own.connTable, p.answerSelf) })
+		p.work.Go(func() { p.answerAll(ln, path, &p.own.connTable, p.answerSelf) })
 	})
 	if !held { // told to stop meanwhile
 		removeSocketFile(path, file)

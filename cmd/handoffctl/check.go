@@ -147,11 +147,18 @@ func judge(r *result, st *handoff.Status, own bool, states []string) error {
 	for _, g := range asked {
 		found = append(found, situation(g))
 	}
-	return &failure{code: exitRefused, text: fmt.Sprintf("not %s: %s", strings.Join(states, " or "), cmp.Or(strings.Join(found, "; "), "no generation lives"))}
+	return &failure{
+		code: exitRefused, text: fmt.Sprintf("not %s: %s", strings.Join(states, " or "), cmp.Or(strings.Join(found, "; "), "no generation lives")),
+		hint: silenceRemedy(st),
+	}
 }
 
-// isIn says whether g is in a state by one of stateWords.
+// isIn says whether g is in a state by one of stateWords. Who is silent is in
+// none: what it does is not known.
 func isIn(word string, g handoff.GenerationStatus) bool {
+	if isSilent(g) {
+		return false
+	}
 	switch word {
 	case checkReady:
 		return g.State == "serving" && !g.Stopping

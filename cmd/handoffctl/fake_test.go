@@ -43,6 +43,9 @@ type script struct {
 	cut        map[string]int
 	drains     []handoff.GenerationStatus // what it tells of itself while it ends
 	hangs      bool                       // it never ends then
+	probation  float64                    // seconds of it, when it tells of a commit; it is a test that ends it
+	noRollback bool                       // it is released when a rollback comes
+	standsIn   bool                       // it answers for a silent incumbent
 }
 
 type fakeFrame struct {
@@ -222,6 +225,9 @@ func (f *fake) answer(q fakeFrame) any {
 			verb += fmt.Sprint(q.Of)
 		}
 		f.verbs = append(f.verbs, verb)
+		if f.script.standsIn && q.Type != "test_hello" {
+			return no("silent", "generation 1 (pid 11), which decides, is alive but silent", "look at that process")
+		}
 	}
 	switch q.Type {
 	case "status":
@@ -236,9 +242,17 @@ func (f *fake) answer(q fakeFrame) any {
 	case "withdraw":
 		return f.withdraw(q.Request)
 	case "rollback":
+		if f.script.noRollback {
+			f.endProbation()
+		}
 		for i, g := range f.st.Generations {
 			if g.State == "parked" {
-				f.change(func(st *handoff.Status) { st.Generations[i].State = "serving"; st.Generations = st.Generations[:i+1] })
+				f.change(func(st *handoff.Status) {
+					if r := st.Generations[i+1].Request; r != "" {
+						f.setOutcome(r, "rolled_back", "rollback")
+					}
+					st.Generations[i].State, st.Generations = "serving", st.Generations[:i+1]
+				})
 				return map[string]any{"type": "ok", "generation": g.Generation}
 			}
 		}
@@ -350,7 +364,10 @@ func (f *fake) commit(request string) any {
 			g.State = "serving"
 			for i := range st.Generations {
 				if o := &st.Generations[i]; o.Generation < g.Generation {
-					o.State = elder
+					o.State, o.LeftSeconds = elder, 0
+					if elder == "parked" {
+						o.LeftSeconds = f.script.probation
+					}
 				}
 			}
 			f.setOutcome(request, outcome, "")
@@ -369,6 +386,24 @@ func (f *fake) commit(request string) any {
 		st.Generations = []handoff.GenerationStatus{*g}
 	})
 	return f.finish(request)
+}
+
+// release ends a probation.
+func (f *fake) release() {
+	f.mu.Lock()
+	defer f.mu.Unlock()
+	f.endProbation()
+}
+
+func (f *fake) endProbation() {
+	f.change(func(st *handoff.Status) {
+		for i, g := range st.Generations {
+			if g.State == "parked" {
+				st.Generations[i].State, st.Generations[i].LeftSeconds = "draining", 0
+				f.setOutcome(st.Generations[i+1].Request, "released", "")
+			}
+		}
+	})
 }
 
 // finish is the bad end of a script, if it has one.

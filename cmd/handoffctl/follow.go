@@ -1,6 +1,7 @@
 package main
 
 import (
+	"cmp"
 	"context"
 	"errors"
 	"fmt"
@@ -46,12 +47,15 @@ func (f *follower) next(ctx context.Context) (*handoff.Status, error) {
 	}
 }
 
-func pause(ctx context.Context, d time.Duration) {
+// pause waits for d; false means that ctx ended first.
+func pause(ctx context.Context, d time.Duration) bool {
 	t := time.NewTimer(d)
 	defer t.Stop()
 	select {
 	case <-ctx.Done():
+		return false
 	case <-t.C:
+		return true
 	}
 }
 
@@ -103,7 +107,7 @@ func (f *follower) stopped(ctx context.Context, timeout time.Duration, aim strin
 		return &failure{
 			code: exitUnknown,
 			text: fmt.Sprintf("stopped waiting (%v), %s: %s", context.Cause(ctx), aim, f.who()),
-			hint: "what was asked for goes on; handoffctl status shows it",
+			hint: cmp.Or(silenceRemedy(f.last), "what was asked for goes on; handoffctl status shows it"),
 			err:  ctx.Err(),
 		}
 	}
@@ -118,7 +122,7 @@ func (f *follower) stopped(ctx context.Context, timeout time.Duration, aim strin
 	return &failure{
 		code: exitUnknown,
 		text: fmt.Sprintf("time ran out after %v, %s: %s", timeout, aim, f.who()),
-		hint: "what was asked for goes on; handoffctl status shows it, and --timeout gives it longer",
+		hint: cmp.Or(silenceRemedy(f.last), "what was asked for goes on; handoffctl status shows it, and --timeout gives it longer"),
 		err:  ctx.Err(),
 	}
 }

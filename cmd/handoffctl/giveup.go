@@ -14,8 +14,8 @@ import (
 // giveUp ends the attempt if it can be ended. The exit code follows from the
 // state that is found then.
 func (u *upgrade) giveUp(ctx context.Context, why *failure, commandFailed bool) error {
-	u.endCheck()
-	if done, err := u.decided(ctx, why.text, commandFailed); done {
+	u.endPrecheck()
+	if done, err := u.decided(ctx, why, commandFailed); done {
 		return err
 	}
 	err := u.withdraw(ctx)
@@ -34,12 +34,12 @@ func (u *upgrade) giveUp(ctx context.Context, why *failure, commandFailed bool) 
 		f := &failure{code: exitUnknown, text: fmt.Sprintf("%s; the request could not be withdrawn: %s", why.text, explain(err).text), err: err}
 		return u.leftRunning(f, "it may serve")
 	}
-	if done, err := u.decided(ctx, why.text, commandFailed); done {
+	if done, err := u.decided(ctx, why, commandFailed); done {
 		return err // it was committed in the meantime
 	}
 	// There is no incumbent that could refuse CMD: it is certain not to come only
 	// once it has ended.
-	f := &failure{code: exitRefused, text: why.text, hint: why.hint}
+	f := &failure{code: exitRefused, text: why.text, hint: cmp.Or(why.hint, silenceRemedy(u.f.last))}
 	if u.child == nil || !u.child.running() && u.child.err == nil {
 		f.code, f.hint = exitUnknown, "what CMD started elsewhere may still come"
 	}
@@ -48,14 +48,17 @@ func (u *upgrade) giveUp(ctx context.Context, why *failure, commandFailed bool) 
 }
 
 // decided looks whether the request got to where it can't be withdrawn.
-func (u *upgrade) decided(ctx context.Context, why string, commandFailed bool) (bool, error) {
+func (u *upgrade) decided(ctx context.Context, why *failure, commandFailed bool) (bool, error) {
 	st := u.f.look(ctx)
+	if st == nil && u.checks.pending() && u.r.Outcome == handoff.OutcomeCommitted {
+		return true, u.takeBack(ctx, why)
+	}
 	if st == nil {
 		// Who committed and is silent now may serve.
 		if ranks[u.r.Outcome] < ranks[handoff.OutcomeCommitted] || commandFailed {
 			return false, nil
 		}
-		return true, u.leftRunning(&failure{code: exitUnknown, text: why + "; " + u.f.who()}, "it may serve")
+		return true, u.leftRunning(&failure{code: exitUnknown, text: why.text + "; " + u.f.who()}, "it may serve")
 	}
 	if p := u.t.in(st); commandFailed && p.rank() >= ranks[handoff.OutcomeCommitted] && !p.reached(u.wait) {
 		st = u.settle(ctx)
@@ -70,17 +73,23 @@ func (u *upgrade) decided(ctx context.Context, why string, commandFailed bool) (
 	switch {
 	case p.failed():
 		f := explain(ended(u.r, p, st))
-		f.text = why + "; " + f.text
+		f.text = why.text + "; " + f.text
 		return true, u.conclude(ctx, f)
-	case u.unchecked() && p.rank() >= ranks[handoff.OutcomeCommitted]:
+	case u.prechecks.pending() && p.rank() >= ranks[handoff.OutcomeCommitted]:
 		f := u.tooEarly(ctx, p)
-		f.text = why + "; " + f.text
+		f.text = why.text + "; " + f.text
 		return true, f
-	case p.reached(u.wait) && !u.unchecked():
+	case u.checks.pending() && p.outcome == handoff.OutcomeCommitted:
+		return true, u.takeBack(ctx, why)
+	case u.checks.pending() && p.rank() >= ranks[handoff.OutcomeReleased] && u.before != 0:
+		f := u.releasedUnchecked(ctx, p)
+		f.text = why.text + "; " + f.text
+		return true, f
+	case p.reached(u.wait) && !u.prechecks.pending():
 		return true, succeeded(u.r, st, u.wait)
 	case p.rank() >= ranks[handoff.OutcomeCommitted]:
 		return true, &failure{
-			code: exitUnknown, text: fmt.Sprintf("%s, but %s: %s", why, p.outcome, whoServes(st)),
+			code: exitUnknown, text: fmt.Sprintf("%s, but %s: %s", why.text, p.outcome, whoServes(st)),
 			hint: "it goes on; handoffctl rollback takes back until it is released",
 		}
 	}
@@ -177,13 +186,24 @@ func (u *upgrade) leftRunning(f *failure, why string) *failure {
 	return f
 }
 
-// interrupted: a signal ends the waiting, and nothing else. Only where checks
-// were still to pass it ends the attempt: nobody would commit CMD then, and it
-// would stand in the way of the next deploy.
+// pending names what CMD has to pass yet, or is "".
+func (u *upgrade) pending() string {
+	switch {
+	case u.prechecks.pending():
+		return "prechecks"
+	case u.checks.pending():
+		return "checks"
+	}
+	return ""
+}
+
+// interrupted: a signal ends the waiting, and nothing else. Only where something
+// was still to pass it ends the attempt: nobody would commit CMD then, so that it
+// would stand in the way of the next deploy, or nobody would check it.
 func (u *upgrade) interrupted(ctx context.Context) error {
 	u.f.look(ctx)
-	if u.unchecked() && u.hasIncumbent() {
-		text := fmt.Sprintf("stopped waiting (%v) before the prechecks had passed", context.Cause(ctx))
+	if what := u.pending(); what != "" && u.hasIncumbent() {
+		text := fmt.Sprintf("stopped waiting (%v) before the %s had passed", context.Cause(ctx), what)
 		return u.giveUp(ctx, &failure{text: text}, false)
 	}
 	f := u.f.stopped(ctx, u.a.timeout, "not "+u.wait+" yet")

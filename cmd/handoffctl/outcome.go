@@ -65,7 +65,8 @@ func underWay(g handoff.GenerationStatus) bool {
 //	           standbys and spares may wait, and older generations may drain
 //	drained    released, and no generation drains any more
 func reached(what string, st *handoff.Status) bool {
-	serving := inState(st, isState("serving"))
+	// Who is silent accepts nothing.
+	serving := inState(st, func(g handoff.GenerationStatus) bool { return g.State == "serving" && !isSilent(g) })
 	switch what {
 	case handoff.OutcomeStandby:
 		return len(inState(st, func(g handoff.GenerationStatus) bool { return g.State == "standby" && !isSpare(g) })) > 0
@@ -78,7 +79,7 @@ func reached(what string, st *handoff.Status) bool {
 				newest = g
 			}
 		}
-		return newest.State == "serving"
+		return newest.State == "serving" && !isSilent(newest)
 	case handoff.OutcomeReleased:
 		return len(serving) == 1 && len(inState(st, underWay)) == 0
 	case waitDrained:
@@ -207,9 +208,12 @@ func whoServes(st *handoff.Status) string {
 	}
 	var parts []string
 	for _, g := range inState(st, isState("serving")) {
-		if g.Stopping {
+		switch {
+		case isSilent(g):
+			parts = append(parts, silence(g))
+		case g.Stopping:
 			parts = append(parts, name(g)+" serves, but is about to stop")
-		} else {
+		default:
 			parts = append(parts, name(g)+" serves")
 		}
 	}
@@ -234,6 +238,9 @@ func whoServes(st *handoff.Status) string {
 			parts = append(parts, name(g)+" drains")
 		case g.State == "revoked":
 			parts = append(parts, name(g)+" was sent away and ends")
+		}
+		if isSilent(g) && g.State != "serving" {
+			parts[len(parts)-1] += ", but is silent for " + age(g.SilentSeconds)
 		}
 	}
 	return strings.Join(parts, "; ")

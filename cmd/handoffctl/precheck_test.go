@@ -3,6 +3,7 @@ package main
 import (
 	"context"
 	"os"
+	"os/exec"
 	"path/filepath"
 	"strconv"
 	"strings"
@@ -17,16 +18,16 @@ import (
 	"github.com/fdhandoff/handoff/handoff"
 )
 
-// precheckRun is one upgrade with prechecks, in a directory of its own that the
+// trialRun is one upgrade with prechecks or checks, in a directory of its own that the
 // commands run in by the name $D.
-type precheckRun struct {
+type trialRun struct {
 	f    *fake // nil: nobody
 	path string
 	dir  string
 }
 
-func newPrecheckRun(t *testing.T, sc script, nobody bool) *precheckRun {
-	p := &precheckRun{path: filepath.Join(t.TempDir(), "s"), dir: t.TempDir()}
+func newTrialRun(t *testing.T, sc script, nobody bool) *trialRun {
+	p := &trialRun{path: filepath.Join(t.TempDir(), "s"), dir: t.TempDir()}
 	if !nobody {
 		p.f, p.path = newFake(t, sc)
 	}
@@ -35,21 +36,40 @@ func newPrecheckRun(t *testing.T, sc script, nobody bool) *precheckRun {
 }
 
 // run runs it with CMD as a shell script that first says which process it is.
-func (p *precheckRun) run(ctx context.Context, t *testing.T, cmd string, flags ...string) outcome {
+func (p *trialRun) run(ctx context.Context, t *testing.T, cmd string, flags ...string) outcome {
 	args := append([]string{"--socket", p.path, "upgrade", "--request-id=deploy", "--log", p.file("log")}, flags...)
 	return ctl(ctx, append(append(args, "--"), shell(t, "echo $$ > $D/pid; "+cmd)...)...)
 }
 
-func (p *precheckRun) file(name string) string { return filepath.Join(p.dir, name) }
+// command is the same as a process of its own, which ends on no account of the test's.
+func (p *trialRun) command(t *testing.T, cmd string, flags ...string) *exec.Cmd {
+	self, err := os.Executable()
+	require.NoError(t, err)
+	tool := filepath.Join(p.dir, "handoffctl")
+	require.NoError(t, os.Symlink(self, tool))
+	args := append([]string{"--socket", p.path, "upgrade", "--request-id=deploy", "--log", p.file("log")}, flags...)
+	return exec.Command(tool, append(append(args, "--"), shell(t, "echo $$ > $D/pid; "+cmd)...)...)
+}
+
+// dead says that a process is gone, or is one that nobody has waited for.
+func dead(pid int) bool {
+	stat, err := os.ReadFile("/proc/" + strconv.Itoa(pid) + "/stat")
+	if err != nil {
+		return true
+	}
+	_, state, _ := strings.Cut(string(stat), ") ")
+	return strings.HasPrefix(state, "Z") || strings.HasPrefix(state, "X")
+}
+
+func (p *trialRun) file(name string) string { return filepath.Join(p.dir, name) }
 
 // read is what a command left in a file, "" if there is none.
-func (p *precheckRun) read(name string) string {
+func (p *trialRun) read(name string) string {
 	b, _ := os.ReadFile(p.file(name))
 	return string(b)
 }
 
 func TestPrecheck(t *testing.T) {
-	const ran = "echo ran >> $D/ran; "
 	tests := []struct {
 		name   string
 		script script
@@ -81,8 +101,8 @@ func TestPrecheck(t *testing.T) {
 			code: exitRefused, stderr: `precheck 2 of 2 \(.*\) did not pass: signal: killed; the request is withdrawn`, verbs: "withdraw deploy", ran: 2,
 		},
 		{
-			name: "takes too long", script: script{upTo: "released"}, checks: []string{ran + "sleep 60; :"}, flags: []string{"--timeout=500ms"},
-			code: exitRefused, stderr: `error: time ran out after 500ms, precheck 1 of 1 \(.*\) still ran; the request is withdrawn; generation 1 .* serves; CMD .* was ended`, verbs: "withdraw deploy", ran: 1,
+			name: "takes too long", script: script{upTo: "released"}, checks: []string{ran + "sleep 60; :"}, flags: []string{"--timeout=3s"},
+			code: exitRefused, stderr: `error: time ran out after 3s, precheck 1 of 1 \(.*\) still ran; the request is withdrawn; generation 1 .* serves; CMD .* was ended`, verbs: "withdraw deploy", ran: 1,
 		},
 		{
 			name: "leaves something behind that holds its output", script: script{upTo: "released"}, checks: []string{ran + "sleep 30 & echo $! > $D/behind"},
@@ -129,7 +149,7 @@ func TestPrecheck(t *testing.T) {
 	for _, tt := range tests {
 		t.Run(tt.name, func(t *testing.T) {
 			leak.Check(t)
-			p := newPrecheckRun(t, tt.script, tt.nobody)
+			p := newTrialRun(t, tt.script, tt.nobody)
 			if tt.status != nil {
 				p.f.update(tt.status)
 			}
@@ -167,7 +187,7 @@ func TestPrecheck(t *testing.T) {
 // TestPrecheckKnows: what a check is told, and that it has no terminal to wait for.
 func TestPrecheckKnows(t *testing.T) {
 	leak.Check(t)
-	p := newPrecheckRun(t, script{upTo: "released"}, false)
+	p := newTrialRun(t, script{upTo: "released"}, false)
 	got := p.run(t.Context(), t, "exec $S auto stay", "--json", "--precheck",
 		`echo $HANDOFF_SOCKET $HANDOFF_REQUEST $HANDOFF_GENERATION >$D/told; readlink /proc/self/fd/0 >>$D/told; printf '\033[31m'; head -c 2500 /dev/zero | tr '\0' x`)
 	require.Equal(t, exitDone, got.code, got.stderr)
@@ -177,7 +197,7 @@ func TestPrecheckKnows(t *testing.T) {
 	for line := range strings.Lines(got.stderr) {
 		if strings.HasPrefix(line, "  | ") {
 			long++
-			require.LessOrEqual(t, len(line), checkLine+20)
+			require.LessOrEqual(t, len(line), trialLine+20)
 		}
 	}
 	require.Equal(t, 3, long)
@@ -189,7 +209,7 @@ func TestPrecheckKnows(t *testing.T) {
 // with all that the check had started.
 func TestPrecheckInterrupted(t *testing.T) {
 	leak.Check(t)
-	p := newPrecheckRun(t, script{upTo: "released"}, false)
+	p := newTrialRun(t, script{upTo: "released"}, false)
 	ctx, cancel := context.WithCancel(t.Context())
 	done := make(chan outcome, 1)
 	go func() {
@@ -209,7 +229,7 @@ func TestPrecheckInterrupted(t *testing.T) {
 // without anybody's help, so an interrupt ends the waiting only.
 func TestPrecheckInterruptedAtFirst(t *testing.T) {
 	leak.Check(t)
-	p := newPrecheckRun(t, script{}, true)
+	p := newTrialRun(t, script{}, true)
 	ctx, cancel := context.WithCancel(t.Context())
 	done := make(chan outcome, 1)
 	go func() { done <- p.run(ctx, t, "exec sleep 60", "--precheck", "false") }()
@@ -225,7 +245,7 @@ func TestPrecheckInterruptedAtFirst(t *testing.T) {
 // stays.
 func TestPrecheckOvertaken(t *testing.T) {
 	leak.Check(t)
-	p := newPrecheckRun(t, script{upTo: "released"}, false)
+	p := newTrialRun(t, script{upTo: "released"}, false)
 	done := make(chan outcome, 1)
 	go func() {
 		done <- p.run(t.Context(), t, "exec $S auto stay", "--precheck", "sleep 60 & echo $! > $D/sleeps; wait")
@@ -247,7 +267,7 @@ func TestPrecheckAgain(t *testing.T) {
 	for _, wait := range []string{"released", "standby"} {
 		t.Run(wait, func(t *testing.T) {
 			leak.Check(t)
-			p := newPrecheckRun(t, script{upTo: "released"}, false)
+			p := newTrialRun(t, script{upTo: "released"}, false)
 			p.f.update(func(st *handoff.Status) {
 				standby(st)
 				st.Generations[1].Request = "deploy"
@@ -266,8 +286,7 @@ func TestPrecheckEndsByForce(t *testing.T) {
 	leak.Check(t)
 	dir := t.TempDir()
 	t.Setenv("D", dir)
-	a := &app{stderr: os.Stderr}
-	c, err := a.startCheck("trap '' TERM; echo $$ > $D/pid; sleep 60; sleep 60", nil)
+	c, err := startTrial("trap '' TERM; echo $$ > $D/pid; sleep 60; sleep 60", nil, func(string) {})
 	require.NoError(t, err)
 	require.Eventually(t, func() bool { b, _ := os.ReadFile(filepath.Join(dir, "pid")); return len(b) > 0 }, 10*time.Second, time.Millisecond)
 	require.True(t, c.end(100*time.Millisecond))

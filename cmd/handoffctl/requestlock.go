@@ -16,7 +16,7 @@ import (
 const lockPause = 20 * time.Millisecond
 
 // lockRequest keeps other runs with the same request id from starting CMD too,
-// until this one's request is in the status. The lock is a file beside the
+// until this one's request is in the status, and from checking it too. The lock is a file beside the
 // control socket that goes with its last holder. Whoever may not write there
 // goes without: the directory belongs to the user that deploys.
 //
@@ -43,7 +43,7 @@ func lockRequest(ctx context.Context, socket, request string) (release func(), e
 		select {
 		case <-time.After(lockPause):
 		case <-ctx.Done():
-			return nil, &failure{code: exitUnknown, text: "another run with request " + request + " is starting CMD", hint: "handoffctl status shows what becomes of it"}
+			return nil, &failure{code: exitUnknown, text: "another run with request " + request + " is starting CMD, or checks it", hint: "handoffctl status shows what becomes of it"}
 		}
 	}
 }

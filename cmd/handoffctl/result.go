@@ -23,6 +23,7 @@ type result struct {
 	PID        int            `json:"pid,omitempty"`      // of CMD
 	Log        string         `json:"log,omitempty"`      // what CMD writes
 	Precheck   string         `json:"precheck,omitempty"` // the one that CMD did not pass
+	Check      string         `json:"check,omitempty"`    // likewise, in probation
 	Cut        map[string]int `json:"cut,omitempty"`
 	Seconds    float64        `json:"seconds"`
 	// Generations are those that live at the end.

@@ -79,8 +79,12 @@ func (a *app) bounded(cmd *cobra.Command) (context.Context, context.CancelFunc, 
 func (a *app) printStatus(st *handoff.Status) error {
 	rows := [][]string{{"GENERATION", "STATE", "PID", "AGE", "LABEL", "SOCKETS", "ANSWERED", "OPEN", "HOLDS", "LEFT"}}
 	for _, g := range st.Generations {
+		state := stateWord(g)
+		if isSilent(g) {
+			state = g.State + " (silent " + age(g.SilentSeconds) + ")"
+		}
 		rows = append(rows, []string{
-			strconv.FormatUint(g.Generation, 10), stateWord(g), positive(g.PID), age(g.AgeSeconds), g.Label,
+			strconv.FormatUint(g.Generation, 10), state, positive(g.PID), age(g.AgeSeconds), g.Label,
 			strconv.Itoa(g.Sockets), strconv.FormatUint(g.Answered, 10), counts(g.Open), counts(g.Holds), timeLeft(g.LeftSeconds),
 		})
 	}
@@ -100,6 +104,11 @@ func (a *app) printStatus(st *handoff.Status) error {
 			return err
 		}
 	}
+	if g := silentDecider(st); g != nil {
+		if err := a.println(plain(silence(*g) + ": " + silenceRemedy(st))); err != nil {
+			return err
+		}
+	}
 	return a.println(plain("last handoff: " + lastHandoff(st)))
 }
 
@@ -112,10 +121,12 @@ func waitingLine(w handoff.WaitingStatus, now time.Time) string {
 	return fmt.Sprintf("%s (pid %d) has waited for %s: %s: %s", who, w.PID, age(now.Sub(w.Since).Seconds()), words(w.Reason), w.Text)
 }
 
-// stateWord adds what a waiting generation waits for, and that one which serves
-// is about to stop.
+// stateWord adds what a waiting generation waits for, and that one is silent or
+// about to stop.
 func stateWord(g handoff.GenerationStatus) string {
 	switch {
+	case isSilent(g):
+		return g.State + " (silent)"
 	case isSpare(g):
 		return g.State + " (spare)"
 	case g.Stopping:
@@ -148,7 +159,7 @@ func lastHandoff(st *handoff.Status) string {
 	}
 	s := fmt.Sprintf("%d to %d %s %s ago", l.From, l.To, words(l.Outcome), age(st.Time.Sub(l.Time).Seconds()))
 	if l.Reason != "" {
-		s += ": " + words(l.Reason)
+		s += ": " + because(l.Outcome, l.Reason)
 	}
 	if cut := counts(l.Cut); cut != "" {
 		s += "; cut at the deadline: " + cut
@@ -158,6 +169,20 @@ func lastHandoff(st *handoff.Status) string {
 
 // words prints a code such as rolled_back for people.
 func words(code string) string { return strings.ReplaceAll(code, "_", " ") }
+
+// because tells a reason for people. The code itself is in it, since that is
+// what docs/errors.md lists.
+func because(outcome, reason string) string {
+	if outcome == handoff.OutcomeRolledBack {
+		switch reason {
+		case "silent":
+			return "silent: it did not answer heartbeats"
+		case "unhealthy":
+			return "unhealthy: it said so itself"
+		}
+	}
+	return words(reason)
+}
 
 func newSockets(a *app) *cobra.Command {
 	cmd := &cobra.Command{

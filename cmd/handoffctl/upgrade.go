@@ -38,9 +38,15 @@ Each --precheck is a shell command that is run while CMD stands by, with
 HANDOFF_SOCKET, HANDOFF_REQUEST and HANDOFF_GENERATION (CMD's number) set. CMD
 gets HANDOFF_TAKEOVER=standby to that end. The first that fails, --timeout or an
 interrupt ends the attempt: nothing has changed then (exit 1). Where nobody
-serves yet none is run. Once committed a repeated --request-id runs none again.`,
+serves yet none is run. Once committed a repeated --request-id runs none again.
+
+Each --check is one that is run while CMD serves in probation, in rounds until
+the release. The first that fails, and one that has not passed once when the
+probation is nearly over, rolls back (exit 1), and so does --timeout or an
+interrupt before all have passed once. It needs a probation in the version that
+runs. If this command is killed the handoff goes on without checks.`,
 		Example: `  handoffctl upgrade -- ./app-v2 --config app.toml
-  handoffctl upgrade --precheck 'curl -fsS http://127.0.0.1:8081/' -- ./app-v2 --preview 127.0.0.1:8081
+  handoffctl upgrade --precheck 'curl -f localhost:81' --check 'curl -f localhost' -- ./app-v2 --preview localhost:81
   handoffctl upgrade -- systemd-run -E HANDOFF_SOCKET -E HANDOFF_REQUEST -E HANDOFF_TAKEOVER app-v2`,
 		Args: func(cmd *cobra.Command, args []string) error {
 			switch {
@@ -55,7 +61,13 @@ serves yet none is run. Once committed a repeated --request-id runs none again.`
 			if err := checkRequest(cmd, u.t.request); err != nil {
 				return err
 			}
-			if err := u.checks.needShell(); err != nil {
+			if err := needShell("precheck", u.prechecks.commands); err != nil {
+				return err
+			}
+			if err := needShell("check", u.checks.commands); err != nil {
+				return err
+			}
+			if err := u.checks.usage(cmd, wait.value); err != nil {
 				return err
 			}
 			u.argv, u.wait = args, wait.value
@@ -64,7 +76,9 @@ serves yet none is run. Once committed a repeated --request-id runs none again.`
 	}
 	choiceFlag(cmd, wait, "wait", "what to wait `FOR`")
 	requestFlag(cmd, &u.t.request)
-	cmd.Flags().StringArrayVar(&u.checks.commands, "precheck", nil, "shell `COMMAND` that CMD must pass before it is committed; repeatable, run in order")
+	cmd.Flags().StringArrayVar(&u.prechecks.commands, "precheck", nil, "shell `COMMAND` that CMD must pass before it is committed; repeatable, run in order")
+	cmd.Flags().StringArrayVar(&u.checks.commands, "check", nil, "shell `COMMAND` that CMD must pass in probation; repeatable, run in rounds")
+	cmd.Flags().DurationVar(&u.checks.interval, "check-interval", time.Second, "`DURATION` between two rounds of checks")
 	cmd.Flags().StringVar(&u.logPath, "log", "", "`FILE` to which the output of CMD is appended (default a temporary one)")
 	a.timeoutFlag(cmd, waitTimeout)
 	return cmd
@@ -80,18 +94,19 @@ const (
 
 // upgrade is one run of the command.
 type upgrade struct {
-	a       *app
-	f       *follower
-	r       *result
-	t       target
-	wait    string
-	logPath string
-	argv    []string
-	checks  prechecks
-	final   bool   // the failure is: there is nothing to withdraw or to end
-	child   *child // nil if CMD was not started by this run
-	unlock  func() // lets other runs with the same request id look
-	before  uint64 // the generation that answered at the beginning; 0: nobody did
+	a         *app
+	f         *follower
+	r         *result
+	t         target
+	wait      string
+	logPath   string
+	argv      []string
+	prechecks prechecks
+	checks    checks
+	final     bool   // the failure is: there is nothing to withdraw or to end
+	child     *child // nil if CMD was not started by this run
+	unlock    func() // lets other runs with the same request id look
+	before    uint64 // the generation that answered at the beginning; 0: nobody did
 }
 
 func (u *upgrade) run(ctx context.Context, c *handoff.Client) error {
@@ -105,7 +120,7 @@ func (u *upgrade) run(ctx context.Context, c *handoff.Client) error {
 	u.f, u.r = &follower{c: c}, u.a.newResult("upgrade", c)
 	u.r.Request = u.t.request
 	err = u.upgrade(ctx, path)
-	if err != nil && u.child != nil && u.r.Precheck == "" && !errors.Is(ctx.Err(), context.Canceled) && explain(err).code != exitCut {
+	if err != nil && u.child != nil && u.r.Precheck == "" && u.r.Check == "" && !errors.Is(ctx.Err(), context.Canceled) && explain(err).code != exitCut {
 		u.a.showTail(u.child)
 	}
 	return u.a.finish(u.r, u.f.last, err)
@@ -122,18 +137,22 @@ func (u *upgrade) upgrade(ctx context.Context, path string) error {
 	if err != nil {
 		return err
 	}
-	u.checks.over = known.rank() >= ranks[handoff.OutcomeCommitted] // an earlier run saw to them
+	u.prechecks.over = known.rank() >= ranks[handoff.OutcomeCommitted] // an earlier run saw to them
+	u.checks.over = known.reached(handoff.OutcomeReleased)
 	switch {
 	case known.failed():
 		f := explain(ended(u.r, known, u.f.last))
 		f.hint = "CMD was not started: another --request-id makes a new attempt"
 		return f
-	case known.outcome != "" && known.reached(u.wait) && !u.unchecked():
+	case known.outcome != "" && known.reached(u.wait) && !u.prechecks.pending():
 		u.r.Outcome, u.r.Generation = known.outcome, known.generation
 		err := succeeded(u.r, u.f.last, u.wait)
 		u.r.Text = fmt.Sprintf("request %s is finished, CMD was not started: %s", u.t.request, u.r.Text)
 		return err
 	case known.outcome == "":
+		if err := u.mayStart(); err != nil {
+			return err
+		}
 		if err := u.start(path); err != nil {
 			return err
 		}
@@ -166,13 +185,26 @@ func (u *upgrade) known(ctx context.Context) (progress, error) {
 	return u.t.in(st), nil
 }
 
+// mayStart says why CMD had better not be started.
+func (u *upgrade) mayStart() error {
+	if g := silentDecider(u.f.last); g != nil {
+		return &failure{code: exitUnknown, text: silence(*g) + "; CMD was not started", hint: silenceRemedy(u.f.last)}
+	}
+	if err := u.needProbation(u.f.last); err != nil {
+		f := explain(err)
+		f.text += "; CMD was not started"
+		return f
+	}
+	return nil
+}
+
 func (u *upgrade) start(path string) error {
 	socket, err := filepath.Abs(u.f.c.Socket)
 	if err != nil {
 		return err
 	}
 	env := []string{handoff.EnvSocket + "=" + socket, handoff.EnvRequest + "=" + u.t.request}
-	if len(u.checks.commands) > 0 {
+	if len(u.prechecks.commands) > 0 {
 		env = append(env, handoff.EnvTakeover+"=standby")
 	}
 	u.child, err = startChild(path, u.argv, env, u.logPath, u.t.request)
@@ -196,6 +228,7 @@ type update struct {
 func (u *upgrade) follow(ctx context.Context) error {
 	updates, stop := u.watch(ctx)
 	defer func() { stop() }()
+	defer u.checks.stop()
 	var exited chan struct{} // nil when there is nothing to wait for
 	if u.child != nil {
 		exited = u.child.done
@@ -216,8 +249,8 @@ func (u *upgrade) follow(ctx context.Context) error {
 				stop()
 				return u.conclude(ctx, err)
 			}
-		case <-u.checks.done():
-			err, done := u.checked(), false
+		case <-u.prechecks.done():
+			err, done := u.prechecked(), false
 			if err == nil {
 				done, err = u.see(ctx, update{st: u.f.last})
 			}
@@ -225,6 +258,19 @@ func (u *upgrade) follow(ctx context.Context) error {
 				stop()
 				return u.conclude(ctx, err)
 			}
+		case <-u.checks.ended():
+			if err := u.checked(); err != nil {
+				stop()
+				return u.takeBack(ctx, explain(err))
+			}
+		case <-u.checks.due():
+			if err := u.nextRound(); err != nil {
+				stop()
+				return u.takeBack(ctx, explain(err))
+			}
+		case <-u.checks.nearlyOver():
+			stop()
+			return u.takeBack(ctx, u.tooSlow())
 		case <-exited:
 			if exited = nil; u.child.err == nil {
 				continue // it started the server elsewhere
@@ -233,12 +279,16 @@ func (u *upgrade) follow(ctx context.Context) error {
 			return u.giveUp(ctx, &failure{text: fmt.Sprintf("CMD ended: %v", u.child.err)}, true)
 		case <-ctx.Done():
 			stop()
-			checking := u.endCheck()
+			prechecking := u.endPrecheck()
 			if !errors.Is(ctx.Err(), context.DeadlineExceeded) {
 				return u.interrupted(ctx)
 			}
-			if checking {
-				text := fmt.Sprintf("time ran out after %v, %s still ran", u.a.timeout, u.checks.label())
+			switch {
+			case prechecking:
+				text := fmt.Sprintf("time ran out after %v, %s still ran", u.a.timeout, u.prechecks.label())
+				return u.giveUp(ctx, u.atPrecheck(&failure{text: text}), false)
+			case u.checks.running != nil && u.checks.pending():
+				text := fmt.Sprintf("time ran out after %v, %s has not passed", u.a.timeout, u.checks.label())
 				return u.giveUp(ctx, u.atCheck(&failure{text: text}), false)
 			}
 			text := fmt.Sprintf("time ran out after %v, not %s yet", u.a.timeout, u.wait)
@@ -290,15 +340,20 @@ func (u *upgrade) see(ctx context.Context, up update) (done bool, err error) {
 	}
 	u.f.seen = true
 	p := u.t.in(up.st)
-	if p.outcome != "" && !u.unchecked() {
+	if p.outcome != "" && !u.prechecks.pending() && !u.checks.watching() {
 		u.unlock() // another run would check too
 	}
 	u.r.Outcome, u.r.Generation, u.r.Reason = p.outcome, p.generation, p.reason
 	if p.failed() {
 		return false, ended(u.r, p, up.st)
 	}
-	if u.unchecked() {
-		if err := u.beforeCommit(ctx, p); err != nil || u.unchecked() {
+	if u.prechecks.pending() {
+		if err := u.beforeCommit(ctx, p); err != nil || u.prechecks.pending() {
+			return false, err
+		}
+	}
+	if u.checks.watching() {
+		if err := u.inProbation(ctx, up.st, p); err != nil {
 			return false, err
 		}
 	}
@@ -321,6 +376,11 @@ func (u *upgrade) commit(ctx context.Context, g handoff.GenerationStatus) error 
 	if !errors.As(err, &no) {
 		return nil // whatever was lost, the next status shows
 	}
+	if no.Code == handoff.CodeSilent {
+		// It may answer again, or end and leave the service to CMD: that is waited for.
+		u.a.say("note", "the handover waits: "+no.Error())
+		return nil
+	}
 	if st := u.f.look(ctx); st != nil && u.t.in(st).outcome != handoff.OutcomeStandby {
 		return nil // it was overtaken by events
 	}
@@ -336,7 +396,7 @@ func startedSpare() error {
 
 // conclude ends a wait that was decided by a status, or by an error.
 func (u *upgrade) conclude(ctx context.Context, err error) error {
-	u.endCheck()
+	u.endPrecheck()
 	if err == nil {
 		return succeeded(u.r, u.f.last, u.wait)
 	}

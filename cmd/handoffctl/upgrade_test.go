@@ -79,7 +79,7 @@ func TestUpgrade(t *testing.T) {
 			code: exitRefused, stderr: "CMD ended: signal: killed; the request is withdrawn", verbs: "withdraw deploy",
 		},
 		{
-			name: "hangs before it is ready", script: script{upTo: "starting"}, time: "300ms",
+			name: "hangs before it is ready", script: script{upTo: "starting"}, time: "2s",
 			code: exitRefused, stderr: "not released yet; the request is withdrawn; generation 1 .* serves; CMD .* was ended\n", verbs: "withdraw deploy",
 		},
 		{
@@ -88,19 +88,19 @@ func TestUpgrade(t *testing.T) {
 			code:   exitRefused, stderr: "hint: generation 2 waits as a standby, and only one successor is let in", verbs: "withdraw deploy",
 		},
 		{
-			name: "in probation for longer", script: script{upTo: "committed"}, time: "300ms",
+			name: "in probation for longer", script: script{upTo: "committed"}, time: "2s",
 			code: exitUnknown, stderr: "not released yet, but committed: generation 2 .* serves; generation 1 .* can still take back\nhandoffctl: hint: it goes on", runs: true,
 		},
 		{
-			name: "drains for longer", script: script{upTo: "released"}, wait: "drained", time: "300ms",
+			name: "drains for longer", script: script{upTo: "released"}, wait: "drained", time: "2s",
 			code: exitUnknown, stderr: "not drained yet, but released: generation 2 .* serves; generation 1 .* drains\n", runs: true,
 		},
 		{
-			name: "withdrawn too late", script: script{upTo: "starting", lateCommit: true}, time: "300ms",
+			name: "withdrawn too late", script: script{upTo: "starting", lateCommit: true}, time: "2s",
 			code: exitUnknown, stderr: "not released yet, but committed: generation 2 .* serves", verbs: "withdraw deploy", runs: true,
 		},
 		{
-			name: "withdrawn too late, but that is all that is wanted", script: script{upTo: "starting", lateCommit: true}, wait: "committed", time: "300ms",
+			name: "withdrawn too late, but that is all that is wanted", script: script{upTo: "starting", lateCommit: true}, wait: "committed", time: "2s",
 			stdout: "^committed: generation 2 .* serves", verbs: "withdraw deploy", runs: true,
 		},
 		{

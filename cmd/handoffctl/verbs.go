@@ -158,7 +158,7 @@ func ended(r *result, p progress, st *handoff.Status) error {
 		// Nobody remembers it, and its successor lives no more.
 		f.text = what + " has ended, and the process that answers does not know how"
 	case p.reason != "" && p.reason != p.outcome:
-		f.text = fmt.Sprintf("%s: %s (%s)", what, words(p.outcome), words(p.reason))
+		f.text = fmt.Sprintf("%s: %s (%s)", what, words(p.outcome), because(p.outcome, p.reason))
 	default:
 		f.text = what + ": " + words(p.outcome)
 	}

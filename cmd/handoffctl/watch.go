@@ -14,7 +14,7 @@ import (
 
 // silenceLook is after how long a watch in which nothing changes makes sure that
 // the process still answers.
-const silenceLook = 10 * time.Second
+const silenceLook = 3 * time.Second
 
 // watcher prints what changes at a socket.
 type watcher struct {
@@ -150,6 +150,14 @@ func changes(before, now *handoff.Status) (notes []string) {
 		}
 		note("%s answers", name(answering))
 	}
+	for _, g := range now.Generations {
+		switch old := find(before, g); {
+		case isSilent(g) && (old == nil || !isSilent(*old)):
+			note("%d is silent", g.Generation)
+		case old != nil && isSilent(*old) && !isSilent(g):
+			note("%d answers again", g.Generation)
+		}
+	}
 	if before == nil {
 		return notes
 	}
@@ -172,7 +180,7 @@ func changes(before, now *handoff.Status) (notes []string) {
 	if l := now.Last; l != nil && (before.Last == nil || before.Last.ID != l.ID || before.Last.To != l.To || before.Last.Outcome != l.Outcome) {
 		s := fmt.Sprintf("handoff %d to %d %s", l.From, l.To, words(l.Outcome))
 		if l.Reason != "" {
-			s += ": " + words(l.Reason)
+			s += ": " + because(l.Outcome, l.Reason)
 		}
 		notes = append(notes, s)
 	}
@@ -190,6 +198,9 @@ func changes(before, now *handoff.Status) (notes []string) {
 
 // find is the process in st that g is, or nil.
 func find(st *handoff.Status, g handoff.GenerationStatus) *handoff.GenerationStatus {
+	if st == nil {
+		return nil
+	}
 	for i, o := range st.Generations {
 		if o.Generation == g.Generation && o.PID == g.PID {
 			return &st.Generations[i]

@@ -18,7 +18,8 @@ type keepAlive struct {
 	raw  syscall.RawConn
 	br   *bufio.Reader
 	// fresh until the first answer on the connection
-	fresh bool
+	fresh  bool
+	dialed time.Time
 
 	mu      sync.Mutex // orders idle deadlines against the end of the run
 	idle    bool
@@ -65,7 +66,7 @@ func (c *keepAlive) waitIdle(ctx context.Context, due time.Time) bool {
 
 // broke gives up a connection that the server ended, or spoke on, while nothing was outstanding.
 func (c *keepAlive) broke(err error) {
-	c.rec.brokenConn(Loss{Kind: c.stream.Kind, Cause: causeOf(err), Error: textOf(err), Generation: c.generation})
+	c.rec.brokenConn(Loss{Kind: c.stream.Kind, Dialed: c.dialed, Cause: causeOf(err), Error: textOf(err), Generation: c.generation})
 	c.close()
 }
 
@@ -74,7 +75,7 @@ func (c *keepAlive) post(due time.Time) {
 	c.rec.sent(c.stream.Kind)
 	body := c.body()
 	if err := c.exchange(due, body); err != nil {
-		c.rec.loss(Loss{Kind: c.stream.Kind, Due: due, Cause: causeOf(err), Error: textOf(err), Generation: c.generation, Fresh: c.fresh})
+		c.rec.loss(Loss{Kind: c.stream.Kind, Due: due, Dialed: c.dialed, Cause: causeOf(err), Error: textOf(err), Generation: c.generation, Fresh: c.fresh})
 		c.close()
 	}
 }
@@ -115,11 +116,12 @@ func (c *keepAlive) connect() {
 	if err := c.dial(); err != nil {
 		now := time.Now()
 		c.rec.sent(c.stream.Kind)
-		c.rec.loss(Loss{Kind: c.stream.Kind, Due: now, Cause: CauseDial, Error: textOf(err), Fresh: true})
+		c.rec.loss(Loss{Kind: c.stream.Kind, Due: now, Dialed: c.dialed, Cause: CauseDial, Error: textOf(err), Fresh: true})
 	}
 }
 
 func (c *keepAlive) dial() error {
+	c.dialed, c.fresh = time.Now(), true
 	conn, err := c.worker.dial()
 	if err != nil {
 		return err
@@ -128,7 +130,7 @@ func (c *keepAlive) dial() error {
 	if err != nil {
 		return errors.Join(err, conn.Close())
 	}
-	c.conn, c.raw, c.fresh = conn, raw, true
+	c.conn, c.raw = conn, raw
 	c.br = bufio.NewReaderSize(conn, 1024)
 	return nil
 }

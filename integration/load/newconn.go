@@ -26,9 +26,10 @@ func (w *worker) runNewConn(ctx context.Context, s schedule) {
 // postOnce sends one request over a connection of its own.
 func (w *worker) postOnce(due time.Time, body []byte) {
 	w.rec.sent(w.stream.Kind)
+	dialed := time.Now()
 	generation, err := w.exchangeOnce(body)
 	if err != nil {
-		w.rec.loss(Loss{Kind: w.stream.Kind, Due: due, Cause: causeOf(err), Error: textOf(err), Generation: generation, Fresh: true})
+		w.rec.loss(Loss{Kind: w.stream.Kind, Due: due, Dialed: dialed, Cause: causeOf(err), Error: textOf(err), Generation: generation, Fresh: true})
 		return
 	}
 	w.rec.answered(w.stream.Kind, due, generation)

@@ -61,6 +61,7 @@ type Loss struct {
 	Kind       Kind
 	Time       time.Time // when it was noticed
 	Due        time.Time // when the request was to be sent; zero for a broken connection
+	Dialed     time.Time // when its connection was begun; zero where the kind does not say
 	Cause      Cause
 	Error      string
 	Generation uint64 // that this client saw last; 0 none
@@ -71,9 +72,10 @@ type Loss struct {
 
 // sample is one answer.
 type sample struct {
-	due     time.Time
-	latency time.Duration
-	kind    Kind
+	due        time.Time
+	latency    time.Duration
+	kind       Kind
+	generation uint64
 }
 
 // maxLosses bounds how many losses are kept whole; all are counted.
@@ -128,7 +130,7 @@ func (r *recorder) answered(k Kind, due time.Time, generation uint64) {
 	r.update(k, func(c *Counts) {
 		c.Answered++
 		c.Generations[generation]++
-		r.samples = append(r.samples, sample{due: due, latency: latency, kind: k})
+		r.samples = append(r.samples, sample{due: due, latency: latency, kind: k, generation: generation})
 	})
 }
 

@@ -21,6 +21,32 @@ type Report struct {
 	samples        []sample
 }
 
+// Answer is one request that was answered.
+type Answer struct {
+	Kind       Kind
+	Due        time.Time // when it was to be sent; a NewConn's connection was begun then
+	Time       time.Time // when the whole answer was there
+	Generation uint64    // that gave it; 0 where the server states none
+}
+
+// Answers returns every answer to a request due in [from, to), of the given kinds, or of all, in no order. The zero
+// time leaves a side open.
+func (r Report) Answers(from, to time.Time, kinds ...Kind) (all []Answer) {
+	for _, s := range r.samples {
+		if s.in(from, to, kinds) {
+			all = append(all, Answer{Kind: s.kind, Due: s.due, Time: s.due.Add(s.latency), Generation: s.generation})
+		}
+	}
+	return all
+}
+
+func (s sample) in(from, to time.Time, kinds []Kind) bool {
+	if !from.IsZero() && s.due.Before(from) || !to.IsZero() && !s.due.Before(to) {
+		return false
+	}
+	return len(kinds) == 0 || slices.Contains(kinds, s.kind)
+}
+
 // Latency is the distribution of the time from a request's due time to its whole answer. Zero when N is 0.
 type Latency struct {
 	N                   int
@@ -32,13 +58,9 @@ type Latency struct {
 func (r Report) Latency(from, to time.Time, kinds ...Kind) Latency {
 	var picked []time.Duration
 	for _, s := range r.samples {
-		if !from.IsZero() && s.due.Before(from) || !to.IsZero() && !s.due.Before(to) {
-			continue
+		if s.in(from, to, kinds) {
+			picked = append(picked, s.latency)
 		}
-		if len(kinds) > 0 && !slices.Contains(kinds, s.kind) {
-			continue
-		}
-		picked = append(picked, s.latency)
 	}
 	if len(picked) == 0 {
 		return Latency{}

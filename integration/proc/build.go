@@ -19,14 +19,19 @@ type Binaries struct {
 
 // Build compiles both programs into dir. With race they are built with the race detector.
 func Build(ctx context.Context, dir string, race bool) (Binaries, error) {
+	if race {
+		return BuildWith(ctx, dir, "-race")
+	}
+	return BuildWith(ctx, dir)
+}
+
+// BuildWith compiles both programs into dir with further flags for go build.
+func BuildWith(ctx context.Context, dir string, flags ...string) (Binaries, error) {
 	root, err := ModuleRoot(ctx)
 	if err != nil {
 		return Binaries{}, err
 	}
-	args := []string{"build", "-o", dir + string(filepath.Separator)}
-	if race {
-		args = append(args, "-race")
-	}
+	args := append([]string{"build", "-o", dir + string(filepath.Separator)}, flags...)
 	cmd := exec.CommandContext(ctx, "go", append(args, "./cmd/server", "./cmd/handoffctl")...)
 	cmd.Dir = root
 	if out, err := cmd.CombinedOutput(); err != nil {
