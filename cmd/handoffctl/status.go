@@ -112,6 +112,18 @@ func (a *app) printStatus(st *handoff.Status) error {
 	return a.println(plain("last handoff: " + lastHandoff(st)))
 }
 
+// notAdmitted says why nothing is known of a request's successor.
+func notAdmitted(st *handoff.Status, request string) string {
+	if st != nil {
+		for _, w := range st.Waiting {
+			if w.Request == request {
+				return "CMD waits: " + w.Text
+			}
+		}
+	}
+	return "CMD has not connected to the control socket"
+}
+
 // waitingLine says who can't be admitted yet, and why.
 func waitingLine(w handoff.WaitingStatus, now time.Time) string {
 	who := "a successor"

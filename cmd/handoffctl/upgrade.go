@@ -293,7 +293,7 @@ func (u *upgrade) follow(ctx context.Context) error {
 			}
 			text := fmt.Sprintf("time ran out after %v, not %s yet", u.a.timeout, u.wait)
 			if u.r.Outcome == "" {
-				text += ": CMD has not connected to the control socket"
+				text += ": " + notAdmitted(u.f.last, u.t.request)
 			}
 			return u.giveUp(ctx, &failure{text: text}, false)
 		}
