@@ -15,7 +15,7 @@
 //	           ← sockets     in batches, each acknowledged; the control listener first
 //	ready      →             what I took and what not: a standby
 //	           ← serve       the incumbent has parked: it accepts nothing, and closes nothing
-//	serving    →             committed; probation begins
+//	serving    →             committed; probation begins, with a ping and a pong every second
 //	           ← release     (or revoke: the incumbent takes back)
 //	released   →             the point of no return
 //	           ← draining    the incumbent finishes its connections
@@ -25,9 +25,10 @@
 //
 // Somebody who is alive always holds every socket and accepts on it, or is told
 // to within one round trip. Until it has read released, the incumbent decides
-// alone: it resumes when the link ends, when an answer stays away or when an
-// operator says so, and the successor obeys. When the incumbent dies, whoever
-// holds the sockets serves. machine.go holds the rules, and its tests walk them.
+// alone: it resumes when the link ends, when an answer stays away, when the
+// successor says that it is unhealthy or when an operator says so, and the
+// successor obeys. When the incumbent dies, whoever holds the sockets serves.
+// machine.go holds the rules, and its tests walk them.
 //
 // # Who owns what
 //
@@ -49,10 +50,12 @@
 //
 // The files are for whoever reads the code: handoff.go is the public API from top
 // to bottom; machine.go the states; process.go the loop that obeys them;
-// successor.go and incumbent.go the two sides of a link; answer.go and operator.go
-// what else comes through the control socket; selfsocket.go the one that is this
-// process's only; signals.go what signals mean; sockets.go and claim.go the named
-// set, listener.go and packetconn.go what a program holds of it; scmrights.go and
+// successor.go and incumbent.go the two sides of a link; heartbeat.go and death.go
+// whether the other side is there; answer.go, operator.go and waiting.go what else
+// comes through the control socket; selfsocket.go the one that is this process's
+// only; signals.go what signals mean; sockets.go and claim.go the named set,
+// listener.go and packetconn.go what a program holds of it; scmrights.go and
 // unixsock.go what the kernel does; stop.go how a process leaves; drain.go the
-// drain, of which http.go, track.go and hold.go have their parts. docs/protocol.md is the same for other languages.
+// drain, of which http.go, track.go and hold.go have their parts.
+// docs/protocol.md is the same for other languages.
 package handoff

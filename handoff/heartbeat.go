@@ -16,6 +16,7 @@ type pulse struct {
 	watched bool
 	heard   time.Time // when anything was read last
 	quiet   int       // heartbeats since
+	killed  bool      // it was to be ended: that is tried once
 	asked   bool      // a ping is not answered yet: there is one at most, so that the last word always fits the buffer
 }
 
@@ -91,7 +92,7 @@ func (p *Process) beatNow(late bool) {
 		t := timerYoungerSilent
 		if l.side == sideElder {
 			t = timerElderSilent
-			if p.m.silent && p.m.kill && time.Since(l.pulse.heard) >= p.cfg.KillSilent {
+			if p.m.silent && p.m.kill && !l.pulse.killed && time.Since(l.pulse.heard) >= p.cfg.KillSilent {
 				t = timerKillSilent
 			}
 		}
@@ -101,7 +102,7 @@ func (p *Process) beatNow(late bool) {
 
 // heardOn notes that something was read from l, and dealt with.
 func (p *Process) heardOn(l *link, pong bool) {
-	l.pulse.heard, l.pulse.quiet = time.Now(), 0
+	l.pulse.heard, l.pulse.quiet, l.pulse.killed = time.Now(), 0, false
 	if pong {
 		l.pulse.asked = false
 	}
@@ -134,6 +135,7 @@ func (p *Process) reportHeard(s side) {
 // killElder ends the silent incumbent. Its death is noticed as any other.
 func (p *Process) killElder() {
 	l := p.elder
+	l.pulse.killed = true
 	err := l.kill()
 	log := p.Logger().With("silent_generation", l.number, "silent_pid", l.peer.PID, "for", time.Since(l.pulse.heard).Round(time.Millisecond))
 	if err != nil {

@@ -58,8 +58,6 @@ func (c *chain) answeredBy(n uint64, match func(*Status) bool) *Status {
 	return s
 }
 
-func anyStatus(*Status) bool { return true }
-
 // refused wants a no with a code.
 func refused(t testing.TB, err error, code string) *RemoteError {
 	t.Helper()
@@ -415,4 +413,18 @@ func TestUnhealthy(t *testing.T) {
 		require.Equal(t, "1", asked(t, ln.Addr()))
 		require.Contains(t, lines.String(), "unhealthy, and nobody can take back")
 	})
+}
+
+// A generation that drains reports twice a second; one that hangs does not.
+func TestHangingWhileItDrains(t *testing.T) {
+	c := newChain(t)
+	one, _ := c.serve("one")
+	_, release := one.Hold(c.ctx, "work")
+	defer release()
+	c.serve("two")
+	c.answeredBy(2, func(s *Status) bool { return of(s, 1).State == "draining" })
+	goOn := c.hang(one)
+	c.answeredBy(2, func(s *Status) bool { return of(s, 1).SilentSeconds > 0 })
+	goOn()
+	c.answeredBy(2, func(s *Status) bool { return of(s, 1).SilentSeconds == 0 })
 }

@@ -18,6 +18,7 @@ const reportEvery = 500 * time.Millisecond
 // none. It is owned by run.
 type living struct {
 	reports map[any][]GenerationStatus // by the link or connection that told; its own comes first
+	heard   map[any]time.Time          // when it told
 	orphans []orphan
 }
 
@@ -35,7 +36,7 @@ const orphanGrace = 2 * reportEvery
 // whether these are others than before.
 func (v *living) report(from any, f *frame) (others bool) {
 	if v.reports == nil {
-		v.reports = map[any][]GenerationStatus{}
+		v.reports, v.heard = map[any][]GenerationStatus{}, map[any]time.Time{}
 	}
 	var all []GenerationStatus
 	if f.Self != nil {
@@ -43,7 +44,7 @@ func (v *living) report(from any, f *frame) (others bool) {
 	}
 	all = append(all, f.Older...)
 	others = !slices.EqualFunc(all, v.reports[from], func(a, b GenerationStatus) bool { return a.Generation == b.Generation })
-	v.reports[from] = all
+	v.reports[from], v.heard[from] = all, time.Now()
 	v.orphans = slices.DeleteFunc(v.orphans, func(o orphan) bool {
 		return slices.ContainsFunc(all, func(g GenerationStatus) bool { return g.Generation == o.g.Generation })
 	})
@@ -68,6 +69,7 @@ func (v *living) lost(from any) {
 		}
 	}
 	delete(v.reports, from)
+	delete(v.heard, from)
 }
 
 // expect keeps a generation that is to register by itself.
@@ -118,11 +120,22 @@ func (p *Process) hurried(n uint64) {
 
 // known lists what was reported, oldest first.
 func (v *living) known() []GenerationStatus {
-	var all []GenerationStatus
-	for _, r := range v.reports {
-		all = append(all, r...)
-	}
+	// What a process says of itself comes before what another says of it.
+	var all, told []GenerationStatus
 	now := time.Now()
+	for from, r := range v.reports {
+		for i, g := range r {
+			if i > 0 {
+				told = append(told, g)
+				continue
+			}
+			if quiet := now.Sub(v.heard[from]); quiet >= missed*reportEvery {
+				g.SilentSeconds = quiet.Seconds()
+			}
+			all = append(all, g)
+		}
+	}
+	all = append(all, told...)
 	v.orphans = slices.DeleteFunc(v.orphans, func(o orphan) bool { return now.After(o.until) })
 	for _, o := range v.orphans {
 		all = append(all, o.g)

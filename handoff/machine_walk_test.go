@@ -579,6 +579,10 @@ func walkSetups(three int) []walkSetup {
 			w: world{crashes: 1, stops: 1, verbs: 2},
 		})
 	}
+	all = append(all, walkSetup{
+		name:  "three, standby auto, only silence",
+		modes: []Takeover{Auto, Standby, Auto}, prob: true, limit: three, w: world{stops: 2},
+	})
 	for _, modes := range [][]Takeover{
 		{Auto, Auto, Auto}, {Auto, Standby, Auto}, {Auto, Spare, Auto}, {Auto, Standby, Standby}, {Auto, Spare, Spare},
 	} {

@@ -82,6 +82,8 @@ type GenerationStatus struct {
 	Unclaimed  []string       `json:"unclaimed"`
 	Open       map[string]int `json:"open"`
 	Stopping   bool           `json:"stopping"`
+
+	SilentSeconds float64 `json:"silent_seconds"`
 }
 
 // Serving is the generation that serves, the zero value when none does.

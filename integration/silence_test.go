@@ -1,0 +1,96 @@
+package integration
+
+import (
+	"net"
+	"syscall"
+	"testing"
+	"time"
+
+	"github.com/stretchr/testify/require"
+
+	"github.com/fdhandoff/handoff/integration/load"
+	"github.com/fdhandoff/handoff/integration/proc"
+)
+
+// A standby with --kill-silent ends an incumbent that has been stopped for so long, and answers what waited in the
+// queues.
+func TestKillSilent(t *testing.T) {
+	const queued = 50
+	s := newService(t)
+	first := s.serving("v1", "--heartbeat", "100ms")
+	addr := s.address(web)
+	second := s.standby("v2", "--heartbeat", "100ms", "--kill-silent", "1s")
+	s.kill(first, syscall.SIGSTOP)
+	s.stopped(first.PID())
+	began := time.Now()
+	conns := make([]net.Conn, queued)
+	for i := range conns {
+		c, err := net.Dial("tcp", addr)
+		require.NoError(t, err)
+		t.Cleanup(func() { c.Close() })
+		require.NoError(t, ask(c, "/"))
+		conns[i] = c
+	}
+	s.exits(first, -1, "generation 1 is killed")
+	require.Greater(t, time.Since(began), 900*time.Millisecond, "not before its time")
+	for i, c := range conns {
+		a := readAnswer(s.ctx(), c)
+		require.NoError(t, a.err, "connection %d", i)
+		require.EqualValues(t, 2, a.generation)
+		c.Close()
+	}
+	_, err := second.WaitLog(s.ctx(), func(l proc.Line) bool { return l.Field("msg") == "ended the silent incumbent (SIGKILL)" })
+	require.NoError(t, err)
+	require.Equal(t, second.PID(), s.alone(2).Serving().PID)
+}
+
+// Without it the standby waits, however long that lasts: nothing is lost, and nobody is killed.
+func TestStoppedIncumbentIsWaitedFor(t *testing.T) {
+	s := newService(t)
+	first := s.serving("v1", "--heartbeat", "100ms")
+	addr := s.address(web)
+	second := s.standby("v2", "--heartbeat", "100ms")
+	run := s.load(
+		load.Stream{Kind: load.KeepAlive, Address: addr, Conns: 10, Rate: 100},
+		load.Stream{Kind: load.NewConn, Address: addr, Rate: 50},
+	)
+	s.answers(run, 1, 20)
+	s.kill(first, syscall.SIGSTOP)
+	_, err := second.WaitLog(s.ctx(), func(l proc.Line) bool {
+		return l.Field("msg") == "the incumbent is alive but silent; nothing is lost, its connections wait"
+	})
+	require.NoError(t, err)
+	s.waitStatus("it is silent for ten heartbeats", func(st proc.Status) bool { return st.Of(1).SilentSeconds > 1 })
+	s.kill(first, syscall.SIGCONT)
+	require.NoError(t, run.Wait(s.ctx(), run.More(50)))
+	rep := s.noLoss(run)
+	require.Zero(t, rep.Generations[2], "the standby never served")
+}
+
+// With nothing but the defaults, a successor that is stopped in probation is taken back from within three heartbeats
+// and a second, and never serves again when it continues. The connections of generation 1 notice nothing.
+func TestStoppedSuccessorWithDefaults(t *testing.T) {
+	s := newService(t)
+	first := s.serving("v1", "--probation", "5m")
+	addr := s.address(web)
+	old := s.load(load.Stream{Kind: load.KeepAlive, Address: addr, Conns: 10, Rate: 100})
+	s.answers(old, 1, 20)
+	second := s.serving("v2", "--probation", "5m")
+	s.answeredBy(addr, 2)
+	s.kill(second, syscall.SIGSTOP)
+	s.stopped(second.PID())
+	began := time.Now()
+	s.answeredBy(addr, 1) // waits in the queue until somebody accepts again
+	took := time.Since(began)
+	t.Logf("generation 1 answered %v after generation 2 was stopped", took)
+	require.Less(t, took, 4*time.Second)
+	require.Equal(t, first.PID(), s.status().Serving().PID)
+
+	s.kill(second, syscall.SIGCONT)
+	s.exits(second, 7, "generation 2 was revoked")
+	for range 20 {
+		s.answeredBy(addr, 1)
+	}
+	rep := s.noLoss(old)
+	require.Zero(t, rep.Generations[2], "they never left generation 1")
+}
