@@ -75,22 +75,26 @@ func work(ctx context.Context, m *matrix, only string, justControls bool, write,
 		ok, _ := path.Match(only, c.id()) // main has seen that it is a pattern
 		return ok || only == ""
 	}
+	var held []control
 	var todo []cell
+	if only == "" || justControls {
+		if held, todo, err = theControls(match); err != nil {
+			return false, err
+		}
+	}
 	for _, c := range cells() {
 		if match(c) && !justControls {
 			todo = append(todo, c)
 		}
 	}
-	results := m.runAll(ctx, todo)
-	var held []control
-	if only == "" || justControls {
-		if held, err = m.runControls(ctx, match); err != nil {
-			return false, err
-		}
-	}
+	results := m.runAll(ctx, todo) // the controls, which take longest, first
 	if err := ctx.Err(); err != nil {
 		return false, err // an interrupt: what was not run has not failed
 	}
+	for i := range held {
+		held[i].judge(results[i])
+	}
+	results = results[len(held):]
 	return report(results, held, time.Since(begin), write, check)
 }
 

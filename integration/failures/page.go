@@ -30,6 +30,49 @@ type pageRow struct {
 	Cells    []string
 }
 
+// summary is the page in a few lines.
+type summary struct {
+	What, Lost, Longest string
+	Cells               int
+}
+
+// summarise adds up what belongs together.
+func summarise(results []*result) (all []summary) {
+	for _, group := range []struct {
+		what string
+		has  func(c cell) bool
+		lost bool // what was lost is worth a number
+	}{
+		{"somebody is killed, and a server lives that has the sockets", func(c cell) bool { return c.fault == faultKill && !c.mayLose() }, true},
+		{"a successor is stopped, and the incumbent can do without it", func(c cell) bool {
+			return c.fault == faultStop && c.hits(successor) && c.step.stage != alone
+		}, true},
+		{"any other is stopped, and goes on after " + short(stopFor), func(c cell) bool {
+			return c.fault == faultStop && !(c.hits(successor) && c.step.stage != alone)
+		}, true},
+		{"somebody is killed, and no server lives that has the sockets, but one that comes next", func(c cell) bool { return c.mayLose() && !c.nobody() }, false},
+		{"nobody is left who may serve: the next start works", cell.nobody, false},
+	} {
+		s := summary{What: group.what, Lost: "–", Longest: "–"}
+		lost, longest := 0, time.Duration(0)
+		for _, r := range results {
+			if group.has(r.cell) {
+				s.Cells++
+				lost += r.toll.lost()
+				longest = max(longest, r.recovery)
+			}
+		}
+		if group.lost {
+			s.Lost = fmt.Sprint(lost)
+		}
+		if longest > 0 {
+			s.Longest = short(longest)
+		}
+		all = append(all, s)
+	}
+	return all
+}
+
 type pageControl struct{ Rule, Cell, Showed string }
 
 // leftOut is a cell that there is no point in.
@@ -47,11 +90,12 @@ func writePage(w io.Writer, results []*result, held []control) error {
 		Tables                    []pageTable
 		Held                      []pageControl
 		Pointless                 []string
+		Summary                   []summary
 	}{
 		Cells: len(results), Controls: len(held),
 		StopFor: short(stopFor), Flags: strings.Join(serverFlags, " "), MaxHeld: short(maxHeld),
 		ProbationBound: short(3*heartbeat + time.Second), StepBound: short(stepTimeout + time.Second),
-		Tables: pageTables(results), Pointless: pointless(),
+		Tables: pageTables(results), Pointless: pointless(), Summary: summarise(results),
 	}
 	for _, k := range held {
 		data.Held = append(data.Held, pageControl{Rule: k.rule, Cell: k.result.id(), Showed: showed(k)})

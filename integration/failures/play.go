@@ -102,6 +102,15 @@ func (t *trial) strike(ctx context.Context) (blow, error) {
 	b := blow{halted: time.Now()}
 	ctx, cancel := within(ctx, patience)
 	defer cancel()
+	// Whoever runs does first what it still can.
+	if err := t.moreSent(ctx); err != nil {
+		return b, err
+	}
+	if t.step.toolEnds && !t.hits(tool) {
+		if _, err := t.ctl.Wait(ctx); err != nil {
+			return b, err
+		}
+	}
 	for _, v := range t.victims {
 		if v != t.step.halt {
 			if err := t.kill(v, syscall.SIGSTOP); err != nil {
@@ -113,8 +122,7 @@ func (t *trial) strike(ctx context.Context) (blow, error) {
 		}
 	}
 	stopped := time.Now()
-	sent := t.run.Counts().Sent
-	if err := t.run.Wait(ctx, func(c load.Counts) bool { return c.Sent >= sent+10 }); err != nil {
+	if err := t.moreSent(ctx); err != nil {
 		return b, err
 	}
 	b.at = time.Now()
@@ -157,6 +165,12 @@ func (t *trial) strike(ctx context.Context) (blow, error) {
 	return b, nil
 }
 
+// moreSent waits until ten more requests were sent.
+func (t *trial) moreSent(ctx context.Context) error {
+	sent := t.run.Counts().Sent
+	return t.run.Wait(ctx, func(c load.Counts) bool { return c.Sent >= sent+10 })
+}
+
 // ending is who is left when everything has come to rest.
 type ending struct {
 	label  string      // of who serves, "" for nobody
@@ -181,7 +195,8 @@ func (t *trial) settle(ctx context.Context, r *result, b blow) (e ending) {
 			if t.standsBy(s) {
 				left = 2
 			}
-			return s.Serving().PID != 0 && len(s.Generations) == left
+			// A standby that stands in for a silent incumbent knows nothing new of it.
+			return s.Serving().Generation == s.Generation && len(s.Generations) == left
 		})
 		if err != nil {
 			r.fail("no single generation serves: %v", err)
@@ -245,10 +260,16 @@ func (t *trial) endOf(ctx context.Context, r *result, p party, number, label str
 		}
 		return fmt.Sprintf("%s ended (%d)", number, code)
 	}
-	if code, ok := exitCode(filepath.Join(t.dir, label+".log")); ok {
+	log := filepath.Join(t.dir, label+".log")
+	code, ok := exitCode(log)
+	switch {
+	case served(log):
 		return fmt.Sprintf("%s ended (%d)", number, code)
+	case ok && code != 0 && code != 1 && code != 7:
+		r.fail("the successor, which never served, ended with %d", code)
 	}
-	return number + " was ended"
+	// Of its incumbent's word, the end of the link and handoffctl's SIGTERM it obeys whichever it reads first.
+	return number + " never served"
 }
 
 // toolsEnd says how handoffctl ended.

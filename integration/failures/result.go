@@ -54,6 +54,7 @@ func short(d time.Duration) string {
 type record struct {
 	Time time.Time `json:"time"`
 	Msg  string    `json:"msg"`
+	To   string    `json:"to"`
 	Code *int      `json:"exit_code"`
 }
 
@@ -80,6 +81,16 @@ func exitCode(path string) (int, bool) {
 		}
 	}
 	return 0, false
+}
+
+// served says that a server has served at any time.
+func served(path string) bool {
+	for _, r := range records(path) {
+		if r.Msg == "state" && r.To == "serving" {
+			return true
+		}
+	}
+	return false
 }
 
 // revokedAt is when a successor read that it was revoked; the zero time where it did not.

@@ -36,12 +36,14 @@ const (
 
 // step is a point of the protocol at which something happens to somebody.
 type step struct {
-	name   string
-	halt   party // who stops itself there; "" where nobody does and both run
-	at     string
-	way    way
-	stage  stage
-	probed bool // both sides are in probation and run: how long a stopped successor costs is bounded more closely
+	name  string
+	halt  party // who stops itself there; "" where nobody does and both run
+	at    string
+	way   way
+	stage stage
+	// toolEnds says that handoffctl has all that it waits for.
+	toolEnds bool
+	probed   bool // both sides are in probation and run: how long a stopped successor costs is bounded more closely
 }
 
 // stage is who could serve if the other died now.
@@ -87,7 +89,7 @@ var steps = []step{
 	{name: "before draining", halt: incumbent, way: wayUpgrade, stage: alone},
 	{name: "sent draining", halt: incumbent, way: wayUpgrade, stage: alone},
 	{name: "read draining", halt: successor, way: wayUpgrade, stage: alone},
-	{name: "sent bye", halt: incumbent, way: wayUpgrade, stage: alone},
+	{name: "sent bye", halt: incumbent, way: wayUpgrade, stage: alone, toolEnds: true},
 	{name: "read bye", halt: successor, way: wayUpgrade, stage: alone},
 }
 
@@ -166,7 +168,7 @@ func (c cell) pointless() string {
 		return "while a standby waits no handoffctl runs"
 	case c.hits(tool) && s.stage == revoked:
 		return "a rollback is answered before the successor has read its `revoke`"
-	case c.hits(tool) && s.name == "sent bye":
+	case c.hits(tool) && s.toolEnds:
 		return "the upgrade ends as soon as `bye` was read"
 	case c.hits(incumbent) && s.name == "read bye":
 		return "the incumbent has ended by the time its `bye` is read"

@@ -21,7 +21,7 @@ import (
 
 // The deadlines of the servers under test: short, and yet such that a process that runs keeps them on a busy machine.
 const (
-	heartbeat    = 200 * time.Millisecond
+	heartbeat    = 300 * time.Millisecond
 	stepTimeout  = time.Second
 	readyTimeout = 2 * time.Second
 	probation    = 2 * time.Second
