@@ -45,10 +45,10 @@ func summarise(results []*result) (all []summary) {
 	}{
 		{"somebody is killed, and a server lives that has the sockets", func(c cell) bool { return c.fault == faultKill && !c.mayLose() }, true},
 		{"a successor is stopped, and the incumbent can do without it", func(c cell) bool {
-			return c.fault == faultStop && c.hits(successor) && c.step.stage != alone
+			return c.fault == faultStop && c.hits(successor) && c.step.stage < said
 		}, true},
 		{"any other is stopped, and goes on after " + short(stopFor), func(c cell) bool {
-			return c.fault == faultStop && !(c.hits(successor) && c.step.stage != alone)
+			return c.fault == faultStop && !(c.hits(successor) && c.step.stage < said)
 		}, true},
 		{"somebody is killed, and no server lives that has the sockets, but one that comes next", func(c cell) bool { return c.mayLose() && !c.nobody() }, false},
 		{"nobody is left who may serve: the next start works", cell.nobody, false},

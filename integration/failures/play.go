@@ -219,14 +219,23 @@ func (t *trial) settle(ctx context.Context, r *result, b blow) (e ending) {
 	r.outcome = outcome
 	e.since = time.Now()
 	if e.label != "" {
-		// What comes from here on is answered by one generation alone.
-		ctx, cancel := within(ctx, t.patience)
-		defer cancel()
-		if err := t.run.Wait(ctx, t.run.More(30)); err != nil {
+		if err := t.newAnswers(ctx, e.since, 10); err != nil {
 			r.fail("it does not answer any more: %v", err)
 		}
 	}
 	return e
+}
+
+// newAnswers waits until n connections begun after since were answered: by one generation alone, as judge sees.
+func (t *trial) newAnswers(ctx context.Context, since time.Time, n int) error {
+	ctx, cancel := within(ctx, t.patience)
+	defer cancel()
+	for len(t.run.Report().Answers(since, time.Time{}, load.NewConn)) < n {
+		if err := t.run.Wait(ctx, t.run.More(5)); err != nil {
+			return err
+		}
+	}
+	return nil
 }
 
 // rest waits for a status.

@@ -166,6 +166,9 @@ func (r *Run) Stop() Report {
 	return r.rec.report()
 }
 
+// Report says what was seen so far, while the run goes on.
+func (r *Run) Report() Report { return r.rec.report() }
+
 // Counts returns what happened so far.
 func (r *Run) Counts() Counts { return r.rec.total() }
 
