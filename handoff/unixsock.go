@@ -91,7 +91,7 @@ func meet(ctx context.Context, path string, a allow) (ln *net.UnixListener, id f
 			}
 		}
 		if !errors.Is(err, errBusy) {
-			return ln, id, c, err
+			return ln, id, c, wait.outOfTime(err)
 		}
 		if err := wait.sleep(ctx, err); err != nil {
 			return nil, fileID{}, nil, err
@@ -144,7 +144,7 @@ func dial(ctx context.Context, path string, a allow) (c *conn, err error) {
 	for wait := newBackoff(); ; {
 		c, err = connect(ctx, path, a)
 		if !errors.Is(err, errBusy) {
-			return c, err
+			return c, wait.outOfTime(err)
 		}
 		if err := wait.sleep(ctx, err); err != nil {
 			return nil, err
@@ -218,7 +218,10 @@ func opError(op, path string, err error) error {
 }
 
 // backoff waits between tries for something that can't be waited for.
-type backoff struct{ next, most time.Duration }
+type backoff struct {
+	next, most time.Duration
+	what       error // what was waited for last
+}
 
 func newBackoff() *backoff {
 	return &backoff{next: time.Millisecond, most: 50 * time.Millisecond}
@@ -229,11 +232,20 @@ func newBackoff() *backoff {
 func (b *backoff) sleep(ctx context.Context, what error) error {
 	timer := time.NewTimer(b.next)
 	defer timer.Stop()
-	b.next = min(2*b.next, b.most)
+	b.next, b.what = min(2*b.next, b.most), what
 	select {
 	case <-timer.C:
 		return nil
 	case <-ctx.Done():
 		return fmt.Errorf("%w: %w", what, context.Cause(ctx))
 	}
+}
+
+// outOfTime adds what was waited for to the error of a try during which the time
+// ended.
+func (b *backoff) outOfTime(err error) error {
+	if b.what == nil || !errors.Is(err, context.DeadlineExceeded) {
+		return err
+	}
+	return fmt.Errorf("%w: %w", b.what, err)
 }
