@@ -272,6 +272,9 @@ func TestMaxDrainingUnderLoad(t *testing.T) {
 	require.Regexp(t, `(?m)^a successor labelled v4 \(pid \d+\) has waited for .*: max draining: `+text+`$`, s.must("status").Stdout)
 	require.Zero(t, run.Counts().Generations[4])
 
+	r := s.wantFailure(1, s.upgradeArgs("v5", []string{"--timeout", "3s"}, extra...)...)
+	require.Contains(t, r.Stderr, "time ran out after 3s, not released yet: CMD waits to be let in (max draining); the request is withdrawn")
+
 	two.finish(s)
 	s.exits(second, 0, "generation 2 has drained")
 	s.waitStatus("the fourth serves", func(st proc.Status) bool { return st.Serving().PID == fourth.PID() })

@@ -34,6 +34,9 @@ func TestMain(m *testing.M) {
 	if path := os.Getenv(jobEnv); path != "" {
 		os.Exit(runJob(path))
 	}
+	if addr := os.Getenv(saturatedEnv); addr != "" {
+		os.Exit(runSaturated(addr))
+	}
 	os.Exit(buildAndRun(m))
 }
 

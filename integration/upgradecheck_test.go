@@ -97,7 +97,7 @@ func TestCheckPasses(t *testing.T) {
 	s.exits(first, 0, "handed over")
 	b, err := os.ReadFile(rounds)
 	require.NoError(t, err)
-	require.Greater(t, strings.Count(string(b), "\n"), 1, "again and again")
+	require.Greater(t, strings.Count(string(b), "\n"), 1, "again and again: %s took %v", r.Stderr, r.Took)
 	s.answers(run, 2, 50)
 	s.noLoss(run)
 }
@@ -196,4 +196,19 @@ func TestCheckWithoutProbation(t *testing.T) {
 	require.Contains(t, r.Stderr, "has no probation, in which checks could be run; CMD was not started")
 	require.NoFileExists(t, mark)
 	s.alone(1)
+}
+
+// An upgrade whose version is not let in, because as many generations drain as may, says so when its time runs out.
+func TestUpgradeWhileTooManyDrain(t *testing.T) {
+	s := newService(t)
+	extra := []string{"--drain-timeout", "1h", "--max-draining", "1"}
+	first := s.serving("v1", extra...)
+	one := s.hold(s.address(web), 1)
+	s.upgrade("v2", nil, extra...)
+	r := s.wantFailure(1, s.upgradeArgs("v3", []string{"--timeout=5s"}, extra...)...)
+	require.Contains(t, r.Stderr, "not released yet: CMD waits to be let in (max draining); the request is withdrawn; generation 2 ")
+	require.Contains(t, r.Stderr, "hint: CMD was not let in: 1 older generation still drains, and at most 1 may: wait, or handoffctl stop --generation 1\n")
+	one.finish(s)
+	s.exits(first, 0, "generation 1 has drained")
+	s.upgrade("v4", []string{"--wait=drained"}, extra...)
 }

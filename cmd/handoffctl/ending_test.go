@@ -57,8 +57,8 @@ handoffctl: progress: generation 1 is draining, open: 1 active, 28s left
 			code: exitRefused, stderr: "error: generation 2 serves in probation\nhandoffctl: hint: handoffctl rollback takes back\n", verbs: []string{"drain "},
 		},
 		{
-			name: "drain that does not end", args: []string{"drain", "--timeout=300ms"}, script: script{drains: slowly[3:], hangs: true},
-			code: exitUnknown, stderr: "time ran out after 300ms, generation 1 is not gone yet: no generation serves; generation 1 drains, 28s left\n", verbs: []string{"drain "},
+			name: "drain that does not end", args: []string{"drain", "--timeout=2s"}, script: script{drains: slowly[3:], hangs: true},
+			code: exitUnknown, stderr: "time ran out after 2s, generation 1 is not gone yet: no generation serves; generation 1 drains, 28s left\n", verbs: []string{"drain "},
 		},
 		{name: "stop", args: []string{"stop"}, stdout: "^generation 1 is gone: nobody answers at the socket now\n$", verbs: []string{"stop "}},
 		{
@@ -80,7 +80,7 @@ handoffctl: progress: generation 1 is draining, open: 1 active, 28s left
 			stdout: "^accepted: generation 1 stops\n$", verbs: []string{"stop 1"},
 		},
 		{
-			name: "stop of an older generation that does not end", args: []string{"stop", "--generation=1", "--timeout=300ms"}, status: state("draining serving"), script: script{hangs: true},
+			name: "stop of an older generation that does not end", args: []string{"stop", "--generation=1", "--timeout=2s"}, status: state("draining serving"), script: script{hangs: true},
 			code: exitUnknown, stderr: "generation 1 is not gone yet: generation 2 serves; generation 1 drains\n", verbs: []string{"stop 1"},
 		},
 		{

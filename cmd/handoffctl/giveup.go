@@ -139,7 +139,21 @@ func (u *upgrade) serving(ctx context.Context, f *failure) *failure {
 	return f
 }
 
-// blocked is the remedy where another standby was in the way of CMD.
+// held is what the service says of a CMD that it has told busy; nil if it has not.
+func (u *upgrade) held() *handoff.WaitingStatus {
+	if u.f.last == nil {
+		return nil
+	}
+	for i, w := range u.f.last.Waiting {
+		if w.Request == u.t.request {
+			return &u.f.last.Waiting[i]
+		}
+	}
+	return nil
+}
+
+// blocked is the remedy where something was in the way of CMD: another standby,
+// or whatever it was told.
 func (u *upgrade) blocked() string {
 	if u.f.last == nil {
 		return ""
@@ -148,6 +162,9 @@ func (u *upgrade) blocked() string {
 		if g.State == "standby" && !isSpare(g) && g.Request != u.t.request {
 			return fmt.Sprintf("%s waits as a standby, and only one successor is let in: hand over to it, or end it", name(g))
 		}
+	}
+	if w := u.held(); w != nil {
+		return "CMD was not let in: " + w.Text
 	}
 	return ""
 }

@@ -77,7 +77,7 @@ func (c *checks) ended() <-chan struct{} {
 }
 
 // due is when the next round begins; nil if that is not waited for.
-func (c *checks) due() <-chan time.Time { return nil }
+func (c *checks) due() <-chan time.Time { return fired(c.again) }
 
 // nearlyOver is when those that are pending have failed; nil where nobody waits.
 func (c *checks) nearlyOver() <-chan time.Time {

@@ -104,6 +104,10 @@ func TestChecks(t *testing.T) {
 			stdout: "^request deploy is finished, CMD was not started: already released", idle: true,
 		},
 		{
+			name: "released in an earlier run, and drains", status: remembered("released"), checks: []string{ran + "false"}, flags: []string{"--wait=drained", "--timeout=300ms"},
+			code: exitUnknown, stderr: `error: time ran out after 300ms, not drained yet, but released: `, idle: true,
+		},
+		{
 			name: "CMD dies", script: script{atEnd: "rolled_back"}, cmd: "exec $S auto die", checks: []string{"sleep 60; :"},
 			code: exitRefused, stderr: `(?s)\| panic: no.*rolled back \(died.*generation 1 .* serves`,
 		},

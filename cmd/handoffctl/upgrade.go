@@ -279,25 +279,38 @@ func (u *upgrade) follow(ctx context.Context) error {
 			return u.giveUp(ctx, &failure{text: fmt.Sprintf("CMD ended: %v", u.child.err)}, true)
 		case <-ctx.Done():
 			stop()
-			prechecking := u.endPrecheck()
-			if !errors.Is(ctx.Err(), context.DeadlineExceeded) {
-				return u.interrupted(ctx)
-			}
-			switch {
-			case prechecking:
-				text := fmt.Sprintf("time ran out after %v, %s still ran", u.a.timeout, u.prechecks.label())
-				return u.giveUp(ctx, u.atPrecheck(&failure{text: text}), false)
-			case u.checks.running != nil && u.checks.pending():
-				text := fmt.Sprintf("time ran out after %v, %s has not passed", u.a.timeout, u.checks.label())
-				return u.giveUp(ctx, u.atCheck(&failure{text: text}), false)
-			}
-			text := fmt.Sprintf("time ran out after %v, not %s yet", u.a.timeout, u.wait)
-			if u.r.Outcome == "" {
-				text += ": CMD has not connected to the control socket"
-			}
-			return u.giveUp(ctx, &failure{text: text}, false)
+			return u.timeUp(ctx)
 		}
 	}
+}
+
+// timeUp ends a wait whose time ran out, or that was interrupted.
+func (u *upgrade) timeUp(ctx context.Context) error {
+	prechecking := u.endPrecheck()
+	switch {
+	case !errors.Is(ctx.Err(), context.DeadlineExceeded):
+		return u.interrupted(ctx)
+	case prechecking:
+		text := fmt.Sprintf("time ran out after %v, %s still ran", u.a.timeout, u.prechecks.label())
+		return u.giveUp(ctx, u.atPrecheck(&failure{text: text}), false)
+	case u.checks.running != nil && u.checks.pending():
+		text := fmt.Sprintf("time ran out after %v, %s has not passed", u.a.timeout, u.checks.label())
+		return u.giveUp(ctx, u.atCheck(&failure{text: text}), false)
+	}
+	text := fmt.Sprintf("time ran out after %v, not %s yet", u.a.timeout, u.wait)
+	if u.r.Outcome == "" {
+		u.f.look(ctx)
+		text += ": CMD " + u.absent()
+	}
+	return u.giveUp(ctx, &failure{text: text}, false)
+}
+
+// absent says why nothing is known of CMD.
+func (u *upgrade) absent() string {
+	if w := u.held(); w != nil {
+		return "waits to be let in (" + words(w.Reason) + ")"
+	}
+	return "has not connected to the control socket"
 }
 
 func isTimeout(err error) bool {

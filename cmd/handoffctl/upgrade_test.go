@@ -88,6 +88,17 @@ func TestUpgrade(t *testing.T) {
 			code:   exitRefused, stderr: "hint: generation 2 waits as a standby, and only one successor is let in", verbs: "withdraw deploy",
 		},
 		{
+			name: "too many drain", cmd: "sleep 60", time: "300ms",
+			status: func(st *handoff.Status) {
+				st.Generations, st.Generation, st.PID = gens("draining serving").Generations, 2, 12
+				st.Waiting = []handoff.WaitingStatus{
+					{Request: "other", Reason: "stopping", Text: "no"},
+					{Request: "deploy", Reason: "max_draining", Text: "1 older generation still drains, and at most 1 may: wait, or handoffctl stop --generation 1"},
+				}
+			},
+			code: exitRefused, stderr: `not released yet: CMD waits to be let in \(max draining\); the request is withdrawn; .*\nhandoffctl: hint: CMD was not let in: 1 older generation still drains, and at most 1 may: wait, or handoffctl stop --generation 1\n$`, verbs: "withdraw deploy",
+		},
+		{
 			name: "in probation for longer", script: script{upTo: "committed"}, time: "2s",
 			code: exitUnknown, stderr: "not released yet, but committed: generation 2 .* serves; generation 1 .* can still take back\nhandoffctl: hint: it goes on", runs: true,
 		},
