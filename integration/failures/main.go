@@ -155,6 +155,9 @@ func say(r *result) {
 	for _, f := range r.failures {
 		fmt.Printf("     %s\n", f)
 	}
+	if r.dir != "" {
+		fmt.Printf("     %s\n", r.dir)
+	}
 	if r.without == "" {
 		fmt.Print(r.logs)
 	}

@@ -29,7 +29,9 @@ func (m *matrix) play(ctx context.Context, c cell) *result {
 		if len(r.failures) > 0 {
 			r.logs = tails(t.logs)
 		}
-		if !m.keep {
+		if m.keep {
+			r.dir = t.dir
+		} else {
 			t.forget()
 		}
 		r.took = time.Since(begin)

@@ -17,6 +17,7 @@ type result struct {
 	recovery time.Duration // 0: nothing to measure
 	failures []string
 	logs     string        // the ends of the logs, where something failed
+	dir      string        // that stays
 	held     time.Duration // from the stop at the step to the fault
 	took     time.Duration
 }

@@ -49,14 +49,13 @@ type trial struct {
 	// patience bounds its waits for what follows the fault.
 	patience time.Duration
 
-	first   *proc.Process
-	one     *process // the first server, again
-	two     *process // the second, nil until it was started
-	ctl     *proc.Process
-	third   []int // servers that the last part started
-	logs    []string
-	run     *load.Run
-	adopted []*proc.Adopted
+	first *proc.Process
+	one   *process // the first server, again
+	two   *process // the second, nil until it was started
+	ctl   *proc.Process
+	third []int // servers that the last part started
+	logs  []string
+	run   *load.Run
 }
 
 func newTrial(c cell, bin proc.Binaries) (*trial, error) {
@@ -167,6 +166,8 @@ func (t *trial) startLoad(ctx context.Context) (err error) {
 		Streams: []load.Stream{
 			{Kind: load.NewConn, Address: t.address(), Rate: 50},
 			{Kind: load.KeepAlive, Address: t.address(), Conns: 10, Rate: 100},
+			// They keep a process that drains for a while.
+			{Kind: load.KeepAlive, Address: t.address(), Conns: 4, Rate: 4},
 		},
 	})
 	if err != nil {

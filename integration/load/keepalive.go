@@ -66,7 +66,7 @@ func (c *keepAlive) waitIdle(ctx context.Context, due time.Time) bool {
 
 // broke gives up a connection that the server ended, or spoke on, while nothing was outstanding.
 func (c *keepAlive) broke(err error) {
-	c.rec.brokenConn(Loss{Kind: c.stream.Kind, Dialed: c.dialed, Cause: causeOf(err), Error: textOf(err), Generation: c.generation})
+	c.rec.brokenConn(Loss{Kind: c.stream.Kind, Dialed: c.dialed, Cause: causeOf(err), Error: textOf(err), Generation: c.generation, Fresh: c.fresh})
 	c.close()
 }
 
