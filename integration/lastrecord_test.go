@@ -14,7 +14,7 @@ import (
 func TestLastRecord(t *testing.T) {
 	s := newService(t)
 	first := s.serving("v1")
-	run := s.requests(3, "tcp", s.address(web), "/slow?for=500ms")
+	run := s.requests(3, "tcp", s.address(web), "/slow?for=3s")
 	s.waitStatus("3 requests under way", func(st proc.Status) bool { return st.Of(1).Open["active"] >= 3 })
 	second := s.serving("v2")
 	run.all(t, 1)
