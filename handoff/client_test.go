@@ -169,7 +169,7 @@ func TestClientErrors(t *testing.T) {
 		{name: "a question is repeated", call: status, script: operatorScript{hangUp, hangUp, utter(someStatus)}, asked: 3},
 		{name: "a verb is not", call: handover, script: operatorScript{hangUp, ok}, want: ErrNoAnswer, asked: 1},
 		{name: "a verb with an id is", call: again, script: operatorScript{hangUp, ok}, asked: 2},
-		{name: "never an answer", call: status, script: operatorScript{hangUp}, time: 100 * time.Millisecond, want: ErrNoAnswer},
+		{name: "never an answer", call: status, script: operatorScript{hangUp}, time: time.Second, want: ErrNoAnswer},
 		{name: "not JSON", call: status, script: operatorScript{utter("HTTP/1.1 400 Bad Request")}, want: ErrBadAnswer, asked: 1},
 		{name: "of another type", call: handover, script: operatorScript{utter(someStatus)}, want: ErrBadAnswer, asked: 1},
 		{name: "of an unknown type", call: handover, script: operatorScript{utter(`{"type":"yes"}`)}, want: ErrBadAnswer, asked: 1},
@@ -177,7 +177,7 @@ func TestClientErrors(t *testing.T) {
 		{name: "of a newer schema", call: status, script: operatorScript{utter(`{"type":"status","status":{"schema":2}}`)}, want: ErrBadAnswer, asked: 1},
 		{name: "too long", call: status, script: operatorScript{utter(`{"type":"status","text":"` + strings.Repeat("x", maxFrame) + `"}`)}, want: ErrBadAnswer, asked: 1},
 		{
-			name: "silent", call: status, time: 100 * time.Millisecond, want: context.DeadlineExceeded, asked: 1,
+			name: "silent", call: status, time: time.Second, want: context.DeadlineExceeded, asked: 1,
 			script: operatorScript{func(c *net.UnixConn, _ string) { _, _ = c.Read(make([]byte, 1)) }},
 		},
 	}

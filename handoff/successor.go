@@ -36,6 +36,13 @@ type intake struct {
 // join finds the incumbent and returns once its sockets are here, or once this
 // process is the first.
 func (p *Process) join(ctx context.Context) error {
+	why := "" // it was told busy, if it was
+	blame := func(err error) error {
+		if why == "" || ctx.Err() == nil {
+			return err
+		}
+		return opError("start", p.cfg.Socket, fmt.Errorf("%w: the incumbent was busy all the time: %s", context.Cause(ctx), why))
+	}
 	for {
 		waits := time.AfterFunc(noticeAfter, func() {
 			p.Logger().Warn("still waiting at the control socket: its lock is held, or its backlog is full", "socket", p.cfg.Socket)
@@ -43,7 +50,7 @@ func (p *Process) join(ctx context.Context) error {
 		ln, file, c, err := meet(ctx, p.cfg.Socket, p.allow())
 		waits.Stop()
 		if err != nil {
-			return err
+			return blame(err)
 		}
 		done := make(chan attempt, 1)
 		switch {
@@ -77,16 +84,17 @@ func (p *Process) join(ctx context.Context) error {
 			select {
 			case a = <-done: // what the attempt ended with says more than that this process ended
 			default:
-				return opError("start", p.cfg.Socket, context.Cause(ctx))
+				return blame(opError("start", p.cfg.Socket, context.Cause(ctx)))
 			}
 		}
 		if !a.again {
 			return opError("start", p.cfg.Socket, a.err)
 		}
+		why = a.why
 		select {
 		case <-time.After(busyRetryMS * time.Millisecond):
 		case <-ctx.Done():
-			return opError("start", p.cfg.Socket, fmt.Errorf("%w: the incumbent was busy all the time: %s", context.Cause(ctx), a.why))
+			return blame(ctx.Err())
 		}
 	}
 }
