@@ -460,13 +460,14 @@ func (p *Process) Stop() {
 // ReportUnhealthy says that this process can't do its work, and why; err must not
 // be nil. Before it serves it gives up; in probation, as the successor, it stops
 // accepting, its incumbent takes back at once, and it drains: Err is ErrUnhealthy
-// then. Once it is on its own nobody can take back, and beside an incumbent that
-// hangs nobody would serve: it goes on, with a line in the log and the complaint
-// in the status. It does not block.
+// then. Once it is on its own nobody can take back: it goes on, with a line in the
+// log and the complaint in the status; so it does beside an incumbent that hangs,
+// until that one is heard again. It does not block.
 func (p *Process) ReportUnhealthy(err error) {
+	text := err.Error()
 	p.post(func() {
 		p.mu.Lock()
-		p.complaint = err.Error()
+		p.complaint = text
 		p.mu.Unlock()
 		p.feed(event{kind: evUnhealthy})
 	})

@@ -205,10 +205,8 @@ func TestHangingIncumbentInProbation(t *testing.T) {
 	refused(t, err, CodeSilent)
 
 	// To give back to it would end the service.
-	two.ReportUnhealthy(errors.New("disk full"))
 	two.Stop()
 	c.until("the log", func() bool { return strings.Contains(lines.String(), "told to stop, but the incumbent") })
-	require.Contains(t, lines.String(), "unhealthy, and nobody can take back")
 	require.Equal(t, StateServing, two.State())
 	require.Equal(t, "2", asked(t, ln.Addr()))
 	goOn()
@@ -391,6 +389,23 @@ func TestUnhealthy(t *testing.T) {
 		require.Equal(t, "unhealthy", c.status().Last.Reason)
 		require.Contains(t, lines.String(), bad.Error())
 	})
+	t.Run("beside an incumbent that hangs", func(t *testing.T) {
+		c := newChain(t)
+		var lines book
+		one, ln := c.serve("one", probation, beats)
+		two, _ := c.serve("two", probation, beats, lines.use)
+		goOn := c.hang(one)
+		c.answeredBy(2, func(s *Status) bool { return of(s, 1).SilentSeconds > 0 })
+		two.ReportUnhealthy(bad)
+		c.until("the log", func() bool { return strings.Contains(lines.String(), "unhealthy, and nobody can take back now") })
+		require.Equal(t, StateServing, two.State())
+		require.Equal(t, "2", asked(t, ln.Addr()))
+		goOn()
+		c.reach(one, StateServing)
+		_, err := two.Wait(c.ctx)
+		require.ErrorIs(t, err, ErrUnhealthy)
+		require.Equal(t, "1", asked(t, ln.Addr()))
+	})
 	t.Run("before it serves", func(t *testing.T) {
 		c := newChain(t)
 		_, ln := c.serve("one", probation)
@@ -411,7 +426,7 @@ func TestUnhealthy(t *testing.T) {
 		c.until("the status", func() bool { return of(c.status(), 1).Unhealthy == bad.Error() })
 		require.Equal(t, StateServing, one.State())
 		require.Equal(t, "1", asked(t, ln.Addr()))
-		require.Contains(t, lines.String(), "unhealthy, and nobody can take back")
+		require.Contains(t, lines.String(), "unhealthy, and nobody can take back now")
 	})
 }
 

@@ -265,6 +265,7 @@ type machine struct {
 	kill      bool // a silent incumbent is ended
 	silent    bool // the elder is: this process stands in for it
 	mute      bool // the younger, a standby, is silent
+	sick      bool // unhealthy, beside an elder that is silent
 	unwell    bool // revoked by its own word, since it is unhealthy
 
 	armed   uint16 // timers that run, by bit

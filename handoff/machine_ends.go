@@ -129,7 +129,11 @@ func (o *steps) heard(s side) {
 		m.silent = false
 		o.do(action{kind: actReportHeard, side: sideElder})
 		o.do(action{kind: actStandAside})
-		if m.stopping && m.elder == phaseServing {
+		switch {
+		case m.elder != phaseServing:
+		case m.sick:
+			o.unhealthy()
+		case m.stopping:
 			m.stopping = false
 			o.stop()
 		}
@@ -148,6 +152,7 @@ func (o *steps) unhealthy() {
 		m.unwell = true
 		o.abort(whyUnhealthy)
 	default:
+		m.sick = m.elder == phaseServing // until the elder is heard, or ends
 		o.do(action{kind: actReportUnhealthy})
 	}
 }

@@ -333,7 +333,7 @@ func (p *Process) perform(a action) {
 	case actReportStopWaits:
 		p.Logger().Warn("told to stop, but the incumbent that would serve then is silent: this process serves until that one answers or ends", "hint", "end the incumbent first, or let it continue; a second SIGTERM ends this one")
 	case actReportUnhealthy:
-		p.Logger().Error("unhealthy, and nobody can take back: this process goes on", "error", p.complaint, "hint", "start another version")
+		p.Logger().Error("unhealthy, and nobody can take back now: this process goes on", "error", p.complaint, "hint", "start another version")
 	case actReportSilent:
 		p.reportSilent(a.side)
 	case actReportHeard:
