@@ -75,3 +75,18 @@ func TestUpgradeOfASilentSuccessor(t *testing.T) {
 	s.revoked(log)
 	require.Equal(t, first.PID(), s.alone(1).Serving().PID)
 }
+
+// A successor that is on its own, and is killed while the older one drains still, leaves nobody: upgrade says that.
+func TestUpgradeWhoseVersionDiesAlone(t *testing.T) {
+	s := newService(t)
+	s.serving("v1", "--probation", "0s")
+	addr := s.address(web)
+	slow := s.requests(1, "tcp", addr, "/slow?for=3s")
+	s.waitStatus("a request is under way", func(st proc.Status) bool { return st.Of(1).Open["active"] == 1 })
+	ctl := s.run("handoffctl", programs.Handoffctl, append([]string{"--socket", s.socket}, s.upgradeArgs("v2", []string{"--wait=drained"})...)...)
+	st := s.waitStatus("2 is on its own", func(st proc.Status) bool { return st.Of(2).State == "serving" && st.Of(1).State == "draining" })
+	require.NoError(t, syscall.Kill(st.Of(2).PID, syscall.SIGKILL))
+	s.exits(ctl, 3, "nobody serves")
+	s.wrote(ctl, "the service is down: start a version")
+	slow.all(t, 1)
+}

@@ -5,6 +5,7 @@ import (
 	"context"
 	"errors"
 	"fmt"
+	"time"
 
 	"github.com/fdhandoff/handoff/handoff"
 )
@@ -43,8 +44,11 @@ func (u *upgrade) giveUp(ctx context.Context, why *failure, commandFailed bool) 
 	if u.child == nil || !u.child.running() && u.child.err == nil {
 		f.code, f.hint = exitUnknown, "what CMD started elsewhere may still come"
 	}
-	f = u.endChild(f)
-	return u.serving(ctx, f)
+	f = u.serving(ctx, u.endChild(f))
+	if u.before != 0 && u.f.last == nil && !u.f.mute {
+		f.code, f.hint = exitNobody, "the service is down: start a version"
+	}
+	return f
 }
 
 // decided looks whether the request got to where it can't be withdrawn.
@@ -197,6 +201,13 @@ func (u *upgrade) hasIncumbent() bool {
 }
 
 func (u *upgrade) leftRunning(f *failure, why string) *failure {
+	if u.child != nil && u.r.Reason == "died" {
+		// Its link has ended, and it is waited for: its exit is noticed in an instant.
+		select {
+		case <-u.child.done:
+		case <-time.After(lookTime):
+		}
+	}
 	if u.child != nil && u.child.running() {
 		f.text += fmt.Sprintf("; CMD (pid %d) still runs: %s", u.child.pid, why)
 	}

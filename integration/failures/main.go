@@ -40,7 +40,7 @@ func main() {
 	check := flag.String("check", "", "compare the outcomes with those in `FILE`")
 	flag.Parse()
 	if _, err := path.Match(*only, ""); err != nil || flag.NArg() > 0 || *parallel < 1 || (*only != "" || *justControls) && (*write != "" || *check != "") {
-		fmt.Fprintln(os.Stderr, "failures: error: see --help; --write and --check are for the whole matrix")
+		fmt.Fprintln(os.Stderr, "failures: error: --only is a pattern, --parallel at least 1, no other arguments; --write and --check are for the whole matrix")
 		os.Exit(2)
 	}
 	ctx, stop := signal.NotifyContext(context.Background(), os.Interrupt, syscall.SIGTERM)
@@ -86,6 +86,9 @@ func work(ctx context.Context, m *matrix, only string, justControls bool, write,
 		if match(c) && !justControls {
 			todo = append(todo, c)
 		}
+	}
+	if len(todo) == 0 {
+		return false, fmt.Errorf("no cell is called %q: docs/failures.md has the steps; victims are incumbent, successor, handoffctl, faults KILL and STOP", only)
 	}
 	results := m.runAll(ctx, todo) // the controls, which take longest, first
 	if err := ctx.Err(); err != nil {
