@@ -5,6 +5,7 @@ import (
 	"fmt"
 	"net"
 	"os"
+	"strconv"
 	"time"
 
 	"golang.org/x/sys/unix"
@@ -130,7 +131,7 @@ func (p *Process) notMine(f *frame) (no *frame) {
 		case p.m.silent:
 			l := p.elder
 			no = refusal("silent", fmt.Sprintf("generation %d (pid %d), which decides, is alive but silent: generation %d answers questions for it, and nothing else", l.number, l.peer.PID, p.Generation()),
-				"look at that process: let it continue (SIGCONT), or end it, and this generation serves alone")
+				"look at that process: let it continue (SIGCONT); or end it: what it has accepted is lost then, and generation "+strconv.FormatUint(p.Generation(), 10)+" serves")
 		case p.m.watches(timerElderSilent):
 			no = refusal("busy", "the incumbent answers again", "ask again")
 		}

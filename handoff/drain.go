@@ -114,11 +114,17 @@ func (p *Process) drain(run drainRun) (Report, bool) {
 }
 
 // allDrained waits until all have ended by themselves; ended is false at the
-// deadline, ok at the process's own end. As with the timers of the machine, a
-// deadline that passed while this process was itself stopped does not count.
+// deadline, ok at the process's own end.
 func (p *Process) allDrained(run drainRun) (ended, ok bool) {
-	deadline := time.NewTimer(time.Until(run.until))
-	defer deadline.Stop()
+	clock := newDrainClock(run.until)
+	defer clock.stop()
+	over := func() bool {
+		over, moved := clock.look(time.Now())
+		if until := clock.until; moved {
+			p.post(func() { p.deadline = until; p.changed() })
+		}
+		return over
+	}
 	for i, last := 0, false; !last; i++ {
 		var d drainer
 		if d, last = p.drainer(i); last {
@@ -128,15 +134,14 @@ func (p *Process) allDrained(run drainRun) (ended, ok bool) {
 			select {
 			case <-d.drained():
 				open = false
-			case <-deadline.C:
-				if time.Since(run.until) <= lateAfter || isClosed(run.hammered) {
+			case <-clock.tick.C:
+				if over() {
 					return false, true
 				}
-				// This process was stopped meanwhile, and its clients have waited
-				// for it: they get the whole time.
-				run.until = time.Now().Add(p.cfg.DrainTimeout)
-				deadline.Reset(p.cfg.DrainTimeout)
-				p.post(func() { p.deadline = run.until; p.changed() })
+			case <-clock.due.C:
+				if over() {
+					return false, true
+				}
 			case <-run.hammered:
 				return false, true
 			case <-p.life.Done():

@@ -58,7 +58,8 @@ type Config struct {
 	Probation time.Duration
 
 	// DrainTimeout bounds the drain: what is open after it is cut and counted.
-	// 0 is 30 s; negative cuts at once.
+	// Time in which this process was stopped (SIGSTOP) does not count. 0 is 30 s;
+	// negative cuts at once.
 	DrainTimeout time.Duration
 
 	// DrainSpread is the time over which connections are told of the drain, each
@@ -99,8 +100,8 @@ type Config struct {
 	// standby says of its incumbent that it hangs. 0 is 1 s; negative is never.
 	Heartbeat time.Duration
 
-	// KillSilent ends an incumbent that has been silent for this long, and for
-	// three Heartbeats at least, by SIGKILL through its pidfd, so that this
+	// KillSilent ends an incumbent that has been silent for this long, and for 2 s
+	// and three Heartbeats at least, by SIGKILL through its pidfd, so that this
 	// process, its standby or its successor in probation, serves alone. 0 or
 	// negative is never: it says that the incumbent hangs, and waits.
 	KillSilent time.Duration
@@ -177,6 +178,9 @@ func (c Config) withDefaults() (Config, error) {
 		c.DrainSpread = c.DrainTimeout / 10
 	}
 	c.DrainSpread = min(max(c.DrainSpread, 0), c.DrainTimeout)
+	if c.KillSilent > 0 {
+		c.KillSilent = max(c.KillSilent, leastKillSilent)
+	}
 	switch {
 	case len(c.Socket) > maxSocketPath:
 		return c, opError("start", c.Socket, ErrPathTooLong)

@@ -11,6 +11,10 @@ import "time"
 // the peer is called silent. The first of them asks.
 const missed = 3
 
+// leastKillSilent is longer than an incumbent that hands over may wait for its
+// singletons, during which it answers nothing.
+const leastKillSilent = 2 * singletonGrace
+
 // pulse is what one end of a link knows of the other. It is owned by run.
 type pulse struct {
 	watched bool
@@ -123,7 +127,7 @@ func (p *Process) reportSilent(s side) {
 		return
 	}
 	log.Warn("the incumbent is alive but silent; nothing is lost, its connections wait",
-		"hint", "look at that process: let it continue (SIGCONT), or end it, and this one serves alone")
+		"hint", "look at that process: let it continue (SIGCONT); or end it: what it has accepted is lost then, and this one serves")
 }
 
 func (p *Process) reportHeard(s side) {

@@ -163,7 +163,7 @@ func (p *Process) self() *GenerationStatus {
 	g.Stopping = p.m.leaving
 	g.Unhealthy = clip(p.complaint)
 	g.ProbationSeconds = p.cfg.Probation.Seconds()
-	if p.m.leaving || p.m.state == StateParked || p.m.state == StateDraining || p.m.state == StateRevoked {
+	if p.m.leaving || p.m.armed&timerProbation.bit() != 0 || p.m.state == StateDraining || p.m.state == StateRevoked {
 		g.LeftSeconds = max(0, time.Until(p.deadline).Seconds())
 	}
 	return &g

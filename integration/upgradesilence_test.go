@@ -28,7 +28,7 @@ func TestToolBesideASilentIncumbent(t *testing.T) {
 
 	r := s.must("status")
 	require.Regexp(t, `(?m)^1 +serving \(silent .*\n2 +standby `, r.Stdout)
-	require.Regexp(t, `generation 1 \(pid \d+, v1\) is silent for .*: look at pid \d+: let it continue \(SIGCONT\), or end it, and generation 2 serves alone`, r.Stdout)
+	require.Regexp(t, `generation 1 \(pid \d+, v1\) is silent for .*: look at pid \d+: let it continue \(SIGCONT\); or end it: what it has accepted is lost then, and generation 2 serves`, r.Stdout)
 	for _, tc := range []struct {
 		args string
 		code int

@@ -38,5 +38,5 @@ func silenceRemedy(st *handoff.Status) string {
 	if g.PID > 0 {
 		who = fmt.Sprintf("pid %d", g.PID)
 	}
-	return fmt.Sprintf("look at %s: let it continue (SIGCONT), or end it, and generation %d serves alone", who, st.Generation)
+	return fmt.Sprintf("look at %s: let it continue (SIGCONT); or end it: what it has accepted is lost then, and generation %d serves", who, st.Generation)
 }

@@ -58,8 +58,8 @@ func TestWhoIsSilent(t *testing.T) {
 		answers     uint64 // generation
 		who, remedy string
 	}{
-		{"serving standby/standby", 0, 2, "generation 1 is silent for 4.0s; generation 2 waits as a standby", "look at that process: let it continue (SIGCONT), or end it, and generation 2 serves alone"},
-		{"parked serving", 0, 2, "generation 2 serves; generation 1 can still take back, but is silent for 4.0s", "look at that process: let it continue (SIGCONT), or end it, and generation 2 serves alone"},
+		{"serving standby/standby", 0, 2, "generation 1 is silent for 4.0s; generation 2 waits as a standby", "look at that process: let it continue (SIGCONT); or end it: what it has accepted is lost then, and generation 2 serves"},
+		{"parked serving", 0, 2, "generation 2 serves; generation 1 can still take back, but is silent for 4.0s", "look at that process: let it continue (SIGCONT); or end it: what it has accepted is lost then, and generation 2 serves"},
 		{"serving standby/standby", 1, 1, "generation 1 serves; generation 2 waits as a standby, but is silent for 4.0s", ""},
 		{"serving revoked", 1, 1, "generation 1 serves; generation 2 was sent away and ends, but is silent for 4.0s", ""},
 	}
@@ -85,7 +85,7 @@ func TestBecause(t *testing.T) {
 // its standby answers.
 func TestSilence(t *testing.T) {
 	const (
-		remedy  = `hint: look at pid 11: let it continue \(SIGCONT\), or end it, and generation 2 serves alone\n$`
+		remedy  = `hint: look at pid 11: let it continue \(SIGCONT\); or end it: what it has accepted is lost then, and generation 2 serves\n$`
 		refused = `^handoffctl: error: generation 1 \(pid 11\), which decides, is alive but silent\nhandoffctl: hint: look at that process\n$`
 	)
 	tests := []struct {

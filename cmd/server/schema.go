@@ -75,7 +75,7 @@ func newSchema() *schema {
 		f.DurationVar(&s.probation, "probation", 5*time.Second, "how long to stay able to take back after handing over")
 		f.DurationVar(&s.stepTimeout, "step-timeout", 5*time.Second, "how long each other answer of the peer may take during a handoff")
 		f.DurationVar(&s.heartbeat, "heartbeat", time.Second, "how often to ask the other side whether it is there; three without an\nanswer, and it is silent (0s: never)")
-		f.DurationVar(&s.killSilent, "kill-silent", 0, "how long an incumbent may be alive but silent before this successor ends it\n(default: for ever)")
+		f.DurationVar(&s.killSilent, "kill-silent", 0, "how long an incumbent may be alive but silent before this successor ends it;\n2s at least (default: for ever)")
 		f.IntVar(&s.maxDraining, "max-draining", 0, "how many older generations may drain at the same time; further successors\nare told busy (default: any number)")
 		f.StringVar(&s.preview, "preview", "", "private `address` on which a successor serves until it takes over;\nnever handed over")
 	})
