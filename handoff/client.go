@@ -155,6 +155,12 @@ func (c *Client) Rollback(ctx context.Context) (Answer, error) {
 	return c.verb(ctx, &frame{Type: msgRollback}, false)
 }
 
+// RollbackBecause is Rollback, with a sentence for the incumbent's log, of which the
+// first 512 bytes get there.
+func (c *Client) RollbackBecause(ctx context.Context, why string) (Answer, error) {
+	return c.verb(ctx, &frame{Type: msgRollback, Text: clip(why)}, false)
+}
+
 // Stop does what SIGTERM does to the process that answers: it hands over if it
 // has a successor, and otherwise drains and ends. It does not wait for that.
 func (c *Client) Stop(ctx context.Context) (Answer, error) {

@@ -21,7 +21,7 @@ func (p *Process) answerOperator(f *frame) *frame {
 	case msgHandover:
 		ok = p.ask(func() { out = p.answerHandover(f.Request) })
 	case msgRollback:
-		ok = p.ask(func() { out = p.answerRollback() })
+		ok = p.ask(func() { out = p.answerRollback(f.Text) })
 	case msgWithdraw:
 		ok = p.ask(func() { out = p.answerWithdraw(f.Request) })
 	case msgStop:
@@ -102,6 +102,9 @@ func (p *Process) notNow() *frame {
 	if p.m.leaving {
 		return refusal("not_now", "this process is about to stop", "see handoffctl status")
 	}
+	if p.m.state == StateParked || p.m.state == StateReleasing {
+		return refusal("not_now", "the last handoff is in probation, and can still be taken back", "wait for its release, or handoffctl rollback first")
+	}
 	return refusal("not_now", "this process does not serve alone: it is "+p.m.state.String(), "see handoffctl status")
 }
 
@@ -177,13 +180,13 @@ func (p *Process) answerStop(n uint64) *frame {
 	return f
 }
 
-func (p *Process) answerRollback() *frame {
+func (p *Process) answerRollback(text string) *frame {
 	from := p.younger
 	p.feed(event{kind: evRollback})
 	if p.answer == replyOK {
 		f := p.okFrame(fmt.Sprintf("generation %d serves again", p.Generation()))
 		if from != nil {
-			p.Logger().Warn("rolled back by an operator", "from", from.number)
+			p.Logger().Warn("rolled back by an operator", "from", from.number, "text", text)
 		}
 		return f
 	}

@@ -158,7 +158,7 @@ func TestWhoIsRefused(t *testing.T) {
 		{"stop of the successor, handover", stop, handover, CodeNoStandby, "generation 1 serves and no successor is there", false},
 		{"handover, withdraw", handover, withdraw, CodeNotNow, "request deploy-2 is committed already", true},
 		{"withdraw, handover", withdraw, handover, CodeNoStandby, "generation 1 serves and no successor is there", false},
-		{"handover, drain", handover, drain, CodeNotNow, "this process does not serve alone: it is parked", true},
+		{"handover, drain", handover, drain, CodeNotNow, "the last handoff is in probation, and can still be taken back", true},
 		{"drain, handover", drain, handover, CodeNotNow, "this process is about to stop", false},
 		{"drain, rollback", drain, rollback, CodeNotNow, "nothing to roll back: no handoff is in probation", false},
 	} {

@@ -94,3 +94,37 @@ func TestStoppedSuccessorWithDefaults(t *testing.T) {
 	rep := s.noLoss(old)
 	require.Zero(t, rep.Generations[2], "they never left generation 1")
 }
+
+// A generation that is stopped while it drains, and continues right after its deadline would have been, answers what
+// clients sent meanwhile: that time does not count.
+func TestStoppedWhileItDrains(t *testing.T) {
+	const drain = 2 * time.Second
+	s := newService(t)
+	first := s.serving("v1", "--drain-timeout", drain.String())
+	addr := s.address(web)
+	conns := make([]net.Conn, 10)
+	for i := range conns {
+		c, err := net.Dial("tcp", addr)
+		require.NoError(t, err)
+		t.Cleanup(func() { c.Close() })
+		require.NoError(t, ask(c, "/"))
+		require.EqualValues(t, 1, readAnswer(s.ctx(), c).generation)
+		conns[i] = c
+	}
+	s.serving("v2")
+	s.waitStatus("1 drains", func(st proc.Status) bool { return st.Of(1).State == "draining" })
+	over := time.After(drain + 300*time.Millisecond) // within the second that a timer may be late
+	s.kill(first, syscall.SIGSTOP)
+	s.stopped(first.PID())
+	for _, c := range conns {
+		require.NoError(t, ask(c, "/"))
+	}
+	<-over
+	s.kill(first, syscall.SIGCONT)
+	for i, c := range conns {
+		a := readAnswer(s.ctx(), c)
+		require.NoError(t, a.err, "connection %d", i)
+		require.EqualValues(t, 1, a.generation)
+	}
+	s.exits(first, 0, "nothing was cut")
+}

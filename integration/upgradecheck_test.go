@@ -212,3 +212,16 @@ func TestUpgradeWhileTooManyDrain(t *testing.T) {
 	s.exits(first, 0, "generation 1 has drained")
 	s.upgrade("v4", []string{"--wait=drained"}, extra...)
 }
+
+// A version that does not take what the old one serves is told of while there is still a way back, and why a check took
+// back is in the log of the one that serves again.
+func TestUpgradeThatForgetsAnAddress(t *testing.T) {
+	s := newService(t)
+	s.serving("v1", "--http", "web="+web, "--http", "api="+web, "--probation", "5m")
+	ctl := s.run("handoffctl", programs.Handoffctl, append([]string{"--socket", s.socket},
+		s.upgradeArgs("v2", []string{"--check", "sleep 0.3; echo no backend; exit 1"}, "--http", "web="+web)...)...)
+	s.wrote(ctl, "note: CMD does not take tcp api (127.0.0.1:")
+	s.wrote(ctl, "closed at release")
+	s.exits(ctl, 1, "the check failed")
+	s.logged("check 1 of 1 (sleep 0.3; echo no backend; exit 1) did not pass: exit status 1")
+}

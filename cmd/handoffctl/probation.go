@@ -302,7 +302,7 @@ func (u *upgrade) takeBack(ctx context.Context, why *failure) *failure {
 				return u.leftRunning(u.serving(ctx, f), "it serves")
 			}
 		}
-		if _, err = u.f.c.Rollback(ctx); err == nil {
+		if _, err = u.f.c.RollbackBecause(ctx, why.text); err == nil {
 			u.r.Outcome, u.r.Reason = handoff.OutcomeRolledBack, "rollback"
 			return u.tookBack(ctx, why)
 		}

@@ -7,6 +7,7 @@ import (
 	"fmt"
 	"os"
 	"path/filepath"
+	"slices"
 	"strings"
 	"time"
 
@@ -107,6 +108,7 @@ type upgrade struct {
 	child     *child // nil if CMD was not started by this run
 	unlock    func() // lets other runs with the same request id look
 	before    uint64 // the generation that answered at the beginning; 0: nobody did
+	said      []string
 }
 
 func (u *upgrade) run(ctx context.Context, c *handoff.Client) error {
@@ -357,6 +359,7 @@ func (u *upgrade) see(ctx context.Context, up update) (done bool, err error) {
 		u.unlock() // another run would check too
 	}
 	u.r.Outcome, u.r.Generation, u.r.Reason = p.outcome, p.generation, p.reason
+	u.notes(p)
 	if p.failed() {
 		return false, ended(u.r, p, up.st)
 	}
@@ -377,6 +380,25 @@ func (u *upgrade) see(ctx context.Context, up update) (done bool, err error) {
 		return false, u.commit(ctx, *p.successor)
 	}
 	return false, nil
+}
+
+// notes says once what a deployer would want to know while he waits.
+func (u *upgrade) notes(p progress) {
+	var notes []string
+	if w := u.held(); w != nil {
+		notes = append(notes, "CMD is not let in yet: "+w.Text)
+	}
+	for _, g := range u.f.last.Generations {
+		if g.Generation < p.generation && len(g.Unclaimed) > 0 && p.rank() >= ranks[handoff.OutcomeStandby] {
+			notes = append(notes, "CMD does not take "+strings.Join(g.Unclaimed, ", ")+": closed at release")
+		}
+	}
+	for _, n := range notes {
+		if !slices.Contains(u.said, n) {
+			u.said = append(u.said, n)
+			u.a.say("note", n)
+		}
+	}
 }
 
 // commit tells the incumbent to hand over to the standby that CMD started.
