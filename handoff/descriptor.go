@@ -210,6 +210,24 @@ func canRead(fd uintptr) bool {
 	return err == nil && n == 1
 }
 
+// unread says whether bytes wait in the kernel that nobody has read from c yet, as
+// they do where this process was stopped or has no time; false where c does not tell.
+func unread(c net.Conn) bool {
+	sc, ok := c.(syscall.Conn)
+	if !ok {
+		return false
+	}
+	raw, err := sc.SyscallConn()
+	if err != nil {
+		return false
+	}
+	n := 0
+	cerr := raw.Control(func(fd uintptr) {
+		n, _, err = unix.Recvfrom(int(fd), make([]byte, 1), unix.MSG_PEEK|unix.MSG_DONTWAIT)
+	})
+	return cerr == nil && err == nil && n > 0
+}
+
 // acceptNow accepts a connection that is in the queue of the listener c, also
 // while c's deadline has passed, and never waits: an error that wraps EAGAIN
 // means that the queue is empty.

@@ -193,7 +193,7 @@ func (c *trackedConn) kindLocked() string {
 func (c *trackedConn) silentSince() (time.Time, bool) {
 	c.mu.Lock()
 	defer c.mu.Unlock()
-	return c.since, !c.closed && c.atBoundary()
+	return c.since, !c.closed && c.atBoundary() && !unread(c.Conn)
 }
 
 const (

@@ -51,11 +51,14 @@ func (v *living) report(from any, f *frame) (others bool) {
 	return others
 }
 
-// highest is the highest number among those that report.
+// highest is the highest number among those that report. One from which the last
+// number could be reached is no report's of a chain that counted from 1.
 func (v *living) highest() (n uint64) {
 	for _, all := range v.reports {
 		for _, g := range all {
-			n = max(n, g.Generation)
+			if g.Generation <= maxGeneration/2 {
+				n = max(n, g.Generation)
+			}
 		}
 	}
 	return n

@@ -531,3 +531,16 @@ func TestClosingWaitsForTheAnswer(t *testing.T) {
 	_, _, err := theirs.receive()
 	require.ErrorIs(t, err, io.EOF)
 }
+
+// One false report must not use up all numbers.
+func TestReportOfTheLastNumber(t *testing.T) {
+	c := newChain(t)
+	c.serve("one")
+	liar, err := dial(c.ctx, c.socket, allow{})
+	require.NoError(t, err)
+	defer liar.Close()
+	require.NoError(t, say(liar, &frame{Type: msgRegister, Self: &GenerationStatus{Generation: maxGeneration, State: "draining"}}))
+	c.until("it is in the status", func() bool { return of(c.status(), maxGeneration).State == "draining" })
+	two, _ := c.serve("two")
+	require.EqualValues(t, 2, two.Generation())
+}

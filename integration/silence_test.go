@@ -128,3 +128,40 @@ func TestStoppedWhileItDrains(t *testing.T) {
 	}
 	s.exits(first, 0, "nothing was cut")
 }
+
+// A process that is stopped in a plain stop, and continues, answers what came meanwhile on connections that had been
+// silent: they are not taken for silent any more.
+func TestStoppedInAPlainStop(t *testing.T) {
+	s := newService(t)
+	server := s.serving("v1", "--drain-timeout", "20s")
+	addr := s.address(web)
+	under := s.requests(1, "tcp", addr, "/slow?for=4s") // so that the drain goes on
+	s.waitStatus("a request is under way", func(st proc.Status) bool { return st.Of(1).Open["active"] == 1 })
+	conns := make([]net.Conn, 100)
+	for i := range conns {
+		c, err := net.Dial("tcp", addr)
+		require.NoError(t, err)
+		t.Cleanup(func() { c.Close() })
+		require.NoError(t, ask(c, "/"))
+		require.EqualValues(t, 1, readAnswer(s.ctx(), c).generation)
+		conns[i] = c
+	}
+	s.kill(server, syscall.SIGTERM)
+	_, err := server.WaitLog(s.ctx(), func(l proc.Line) bool { return l.Field("to") == "draining" })
+	require.NoError(t, err)
+	silent := time.After(1500 * time.Millisecond) // longer than a connection must be silent to be closed
+	s.kill(server, syscall.SIGSTOP)
+	s.stopped(server.PID())
+	for _, c := range conns {
+		require.NoError(t, ask(c, "/"))
+	}
+	<-silent
+	s.kill(server, syscall.SIGCONT)
+	for i, c := range conns {
+		a := readAnswer(s.ctx(), c)
+		require.NoError(t, a.err, "connection %d", i)
+		require.EqualValues(t, 1, a.generation)
+	}
+	under.all(t, 1)
+	s.exits(server, 0, "nothing was cut")
+}
