@@ -13,20 +13,10 @@ import (
 	"github.com/stretchr/testify/require"
 
 	"github.com/fdhandoff/handoff/handoff"
-	"github.com/fdhandoff/handoff/integration/load"
 	"github.com/fdhandoff/handoff/integration/proc"
 )
 
 // What docs/protocol.md says in "Who wins", with real processes under load.
-
-// someLoad is load that keeps its connections, and load that makes new ones.
-func (s *service) someLoad(addr string) *load.Run {
-	s.t.Helper()
-	return s.load(
-		load.Stream{Kind: load.KeepAlive, Address: addr, Conns: 20, Rate: 200},
-		load.Stream{Kind: load.NewConn, Address: addr, Rate: 50},
-	)
-}
 
 // busyLine is the line in which a process says that it waits, and why.
 func busyLine(p *proc.Process) (reason string) {
@@ -46,7 +36,7 @@ func TestTwoSuccessorsAtOnce(t *testing.T) {
 	probation := []string{"--probation", "300ms"}
 	before := []*proc.Process{s.serving("v1", probation...)}
 	addr := s.address(web)
-	run := s.someLoad(addr)
+	run := s.loaded(addr)
 	waited := 0
 	for round := range rounds {
 		pair := []*proc.Process{s.server("a", probation...), s.server("b", probation...)}
@@ -77,7 +67,7 @@ func TestSuccessorInProbation(t *testing.T) {
 	s := newService(t)
 	first := s.serving("v1", "--probation", "1h")
 	addr := s.address(web)
-	run := s.someLoad(addr)
+	run := s.loaded(addr)
 	_, second := s.upgrade("v2", []string{"--wait=committed"})
 	third := s.server("v3")
 	line, err := third.WaitLog(s.ctx(), func(l proc.Line) bool { return l.Field("reason") == "probation" })
@@ -124,7 +114,7 @@ func TestHandoverByTwoTools(t *testing.T) {
 		t.Run(tc.name, func(t *testing.T) {
 			s := newService(t)
 			first := s.serving("v1", "--probation", "1s")
-			run := s.someLoad(s.address(web))
+			run := s.loaded(s.address(web))
 			s.standby("v2")
 			results := make([]proc.Result, len(tc.ids))
 			var wg sync.WaitGroup
@@ -177,7 +167,7 @@ func TestHandoverAndRollbackAtOnce(t *testing.T) {
 	s := newService(t)
 	first := s.serving("v1", "--probation", "1h")
 	addr := s.address(web)
-	run := s.someLoad(addr)
+	run := s.loaded(addr)
 	c := &handoff.Client{Socket: s.socket}
 	back, kept := 0, 0
 	for round := range rounds {
@@ -241,7 +231,7 @@ func TestRollbackAtRelease(t *testing.T) {
 	extra := []string{"--probation", probation.String()}
 	old := s.serving("v1", extra...)
 	addr := s.address(web)
-	run := s.someLoad(addr)
+	run := s.loaded(addr)
 	c := &handoff.Client{Socket: s.socket}
 	back := 0
 	for round := range rounds {

@@ -97,3 +97,29 @@ func (s *service) answeredBy(addr string, generation uint64) {
 	require.Equal(s.t, http.StatusOK, a.status)
 	require.Equal(s.t, generation, a.generation)
 }
+
+// asked opens n connections and sends a request on each; they are closed with the test.
+func (s *service) asked(addr string, n int) []net.Conn {
+	s.t.Helper()
+	conns := make([]net.Conn, n)
+	for i := range conns {
+		c, err := net.Dial("tcp", addr)
+		require.NoError(s.t, err)
+		s.t.Cleanup(func() { c.Close() })
+		require.NoError(s.t, ask(c, "/"))
+		conns[i] = c
+	}
+	return conns
+}
+
+// answer wants an answer on each connection, by that generation.
+func (s *service) answer(conns []net.Conn, generation uint64) {
+	s.t.Helper()
+	ctx := s.ctx()
+	for i, c := range conns {
+		a := readAnswer(ctx, c)
+		require.NoError(s.t, a.err, "connection %d", i)
+		require.Equal(s.t, http.StatusOK, a.status)
+		require.Equal(s.t, generation, a.generation)
+	}
+}

@@ -1,7 +1,6 @@
 package integration
 
 import (
-	"net"
 	"syscall"
 	"testing"
 	"time"
@@ -23,21 +22,12 @@ func TestKillSilent(t *testing.T) {
 	s.kill(first, syscall.SIGSTOP)
 	s.stopped(first.PID())
 	began := time.Now()
-	conns := make([]net.Conn, queued)
-	for i := range conns {
-		c, err := net.Dial("tcp", addr)
-		require.NoError(t, err)
-		t.Cleanup(func() { c.Close() })
-		require.NoError(t, ask(c, "/"))
-		conns[i] = c
-	}
+	conns := s.asked(addr, queued)
 	s.exits(first, -1, "generation 1 is killed")
 	require.Greater(t, time.Since(began), 1900*time.Millisecond, "not before its time")
-	for i, c := range conns {
-		a := readAnswer(s.ctx(), c)
-		require.NoError(t, a.err, "connection %d", i)
-		require.EqualValues(t, 2, a.generation)
-		c.Close()
+	s.answer(conns, 2)
+	for _, c := range conns {
+		c.Close() // an idle connection would be kept to the end of generation 2's drain
 	}
 	_, err := second.WaitLog(s.ctx(), func(l proc.Line) bool { return l.Field("msg") == "ended the silent incumbent (SIGKILL)" })
 	require.NoError(t, err)
@@ -102,30 +92,19 @@ func TestStoppedWhileItDrains(t *testing.T) {
 	s := newService(t)
 	first := s.serving("v1", "--drain-timeout", drain.String())
 	addr := s.address(web)
-	conns := make([]net.Conn, 10)
-	for i := range conns {
-		c, err := net.Dial("tcp", addr)
-		require.NoError(t, err)
-		t.Cleanup(func() { c.Close() })
-		require.NoError(t, ask(c, "/"))
-		require.EqualValues(t, 1, readAnswer(s.ctx(), c).generation)
-		conns[i] = c
-	}
+	conns := s.asked(addr, 10)
+	s.answer(conns, 1)
 	s.serving("v2")
 	s.waitStatus("1 drains", func(st proc.Status) bool { return st.Of(1).State == "draining" })
 	over := time.After(drain + 300*time.Millisecond) // within the second that a timer may be late
 	s.kill(first, syscall.SIGSTOP)
 	s.stopped(first.PID())
 	for _, c := range conns {
-		require.NoError(t, ask(c, "/"))
+		require.NoError(t, ask(c, "/")) // again
 	}
 	<-over
 	s.kill(first, syscall.SIGCONT)
-	for i, c := range conns {
-		a := readAnswer(s.ctx(), c)
-		require.NoError(t, a.err, "connection %d", i)
-		require.EqualValues(t, 1, a.generation)
-	}
+	s.answer(conns, 1)
 	s.exits(first, 0, "nothing was cut")
 }
 
@@ -137,15 +116,8 @@ func TestStoppedInAPlainStop(t *testing.T) {
 	addr := s.address(web)
 	under := s.requests(1, "tcp", addr, "/slow?for=4s") // so that the drain goes on
 	s.waitStatus("a request is under way", func(st proc.Status) bool { return st.Of(1).Open["active"] == 1 })
-	conns := make([]net.Conn, 100)
-	for i := range conns {
-		c, err := net.Dial("tcp", addr)
-		require.NoError(t, err)
-		t.Cleanup(func() { c.Close() })
-		require.NoError(t, ask(c, "/"))
-		require.EqualValues(t, 1, readAnswer(s.ctx(), c).generation)
-		conns[i] = c
-	}
+	conns := s.asked(addr, 100)
+	s.answer(conns, 1)
 	s.kill(server, syscall.SIGTERM)
 	_, err := server.WaitLog(s.ctx(), func(l proc.Line) bool { return l.Field("to") == "draining" })
 	require.NoError(t, err)
@@ -153,15 +125,11 @@ func TestStoppedInAPlainStop(t *testing.T) {
 	s.kill(server, syscall.SIGSTOP)
 	s.stopped(server.PID())
 	for _, c := range conns {
-		require.NoError(t, ask(c, "/"))
+		require.NoError(t, ask(c, "/")) // again
 	}
 	<-silent
 	s.kill(server, syscall.SIGCONT)
-	for i, c := range conns {
-		a := readAnswer(s.ctx(), c)
-		require.NoError(t, a.err, "connection %d", i)
-		require.EqualValues(t, 1, a.generation)
-	}
+	s.answer(conns, 1)
 	under.all(t, 1)
 	s.exits(server, 0, "nothing was cut")
 }

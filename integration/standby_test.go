@@ -1,8 +1,6 @@
 package integration
 
 import (
-	"net"
-	"net/http"
 	"syscall"
 	"testing"
 	"time"
@@ -71,21 +69,10 @@ func TestIncumbentKilledWithConnectionsQueued(t *testing.T) {
 	// A stopped process accepts nothing, so that what connects now is queued for certain when it is killed.
 	s.kill(first, syscall.SIGSTOP)
 	s.stopped(first.PID())
-	conns := make([]net.Conn, queued)
-	for i := range conns {
-		c, err := net.Dial("tcp", addr)
-		require.NoError(t, err)
-		t.Cleanup(func() { c.Close() })
-		require.NoError(t, ask(c, "/"))
-		conns[i] = c
-	}
+	conns := s.asked(addr, queued)
 	s.kill(first, syscall.SIGKILL)
-	ctx := s.ctx()
-	for i, c := range conns {
-		a := readAnswer(ctx, c)
-		require.NoError(t, a.err, "connection %d", i)
-		require.Equal(t, http.StatusOK, a.status)
-		require.EqualValues(t, 2, a.generation)
+	s.answer(conns, 2)
+	for _, c := range conns {
 		c.Close() // an idle connection would be kept to the end of generation 2's drain
 	}
 	s.exits(first, -1, "generation 1")
