@@ -273,6 +273,57 @@ func TestHangingStandby(t *testing.T) {
 	require.Equal(t, StateServing, three.State())
 }
 
+// A spare that waits is no reason to send a silent standby away.
+func TestHangingStandbyAndASpare(t *testing.T) {
+	c := newChain(t)
+	c.serve("one", probation, beats)
+	two := c.start("two", mode(Standby), beats)
+	ready := make(chan error, 1)
+	go func() { ready <- two.Ready(c.ctx) }()
+	c.reach(two, StateStandby)
+	goOn := c.hang(two)
+	c.answeredBy(1, func(s *Status) bool { return of(s, 2).SilentSeconds > 0 })
+	ctx, cancel := context.WithCancel(c.ctx)
+	defer cancel()
+	spare := make(chan error, 1)
+	go func() {
+		cfg := c.config("spare")
+		cfg.Takeover = Spare
+		_, err := Start(ctx, cfg)
+		spare <- err
+	}()
+	c.answeredBy(1, func(s *Status) bool { return len(s.Waiting) == 1 && s.Waiting[0].Reason == "handoff" })
+	goOn()
+	c.answeredBy(1, func(s *Status) bool { return of(s, 2).SilentSeconds == 0 })
+	cancel()
+	require.ErrorIs(t, <-spare, context.Canceled)
+	_, err := c.client().Handover(c.ctx, "")
+	require.NoError(t, err)
+	require.NoError(t, <-ready)
+}
+
+// A stop is not handed over to it either, and is not carried out.
+func TestStopBesideAHangingStandby(t *testing.T) {
+	c := newChain(t)
+	var lines book
+	one, ln := c.serve("one", probation, beats, lines.use, func(cfg *Config) { cfg.StepTimeout = time.Hour })
+	two := c.start("two", mode(Standby), beats)
+	ready := make(chan error, 1)
+	go func() { ready <- two.Ready(c.ctx) }()
+	c.reach(two, StateStandby)
+	goOn := c.hang(two)
+	c.answeredBy(1, func(s *Status) bool { return of(s, 2).SilentSeconds > 0 })
+	one.Stop()
+	c.until("the log", func() bool { return strings.Contains(lines.String(), "told to stop, but the successor failed") })
+	require.Equal(t, StateServing, one.State())
+	require.Equal(t, "1", asked(t, ln.Addr()))
+	require.NotContains(t, lines.String(), "to=parked")
+	goOn()
+	require.ErrorIs(t, <-ready, ErrRevoked)
+	one.Stop()
+	require.Equal(t, "stopped", c.wait(one).Reason)
+}
+
 // request finds a request by its id.
 func (s Status) request(id string) (RequestStatus, bool) {
 	for _, r := range s.Requests {

@@ -179,6 +179,10 @@ func (o *steps) stop() {
 		case m.elder == phaseReleased:
 			// Who serves is being decided; its answer is on its way.
 			m.stopping = true
+		case m.younger == phaseReady && m.mute:
+			// As after a handover that failed, without having parked for it.
+			o.dismiss(whySilent)
+			o.do(action{kind: actReportUnstopped})
 		case m.younger == phaseReady:
 			m.stopping = true
 			o.commit()

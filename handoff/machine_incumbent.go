@@ -30,7 +30,7 @@ func (o *steps) hello(mode Takeover, full bool) {
 		why = whyStopping
 	case m.revoking > 0 && m.exclusive:
 		why = whyRevoking
-	case m.younger != phaseNone && !m.mute && !(m.youngerMode == Spare && mode != Spare):
+	case m.younger != phaseNone && !m.givesWay(mode):
 		why = whyHandoff
 	case full && mode != Spare:
 		why = whyMaxDraining
@@ -51,6 +51,12 @@ func (o *steps) hello(mode Takeover, full bool) {
 	o.send(sideYounger, msgWelcome, whyNone)
 	o.do(action{kind: actOffer})
 	o.start(timerStep)
+}
+
+// givesWay says whether the younger, which is there, makes room for another one: a
+// spare for whoever is none, and one that is silent for whoever is no less than it.
+func (m *machine) givesWay(mode Takeover) bool {
+	return mode != Spare && (m.mute || m.youngerMode == Spare) || m.mute && m.youngerMode == Spare
 }
 
 // dismiss revokes a successor that was never told to serve.
