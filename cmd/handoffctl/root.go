@@ -6,6 +6,7 @@ import (
 	"os"
 	"slices"
 	"strings"
+	"sync"
 	"time"
 
 	"github.com/spf13/cobra"
@@ -57,7 +58,7 @@ func newRoot(a *app) *cobra.Command {
 	root.SetFlagErrorFunc(func(cmd *cobra.Command, err error) error {
 		return &failure{code: exitUsage, text: err.Error(), hint: helpHint(cmd), err: err}
 	})
-	cobra.AddTemplateFunc("exitCodes", helpExitCodes)
+	addTemplateFuncs()
 	root.SetUsageTemplate(usageTemplate)
 	root.SetHelpTemplate(usageTemplate)
 	root.AddCommand(
@@ -67,6 +68,10 @@ func newRoot(a *app) *cobra.Command {
 	root.SetHelpCommand(newHelp(root))
 	return root
 }
+
+// addTemplateFuncs: cobra's are global, and several runs may share this process, as
+// they do in tests.
+var addTemplateFuncs = sync.OnceFunc(func() { cobra.AddTemplateFunc("exitCodes", helpExitCodes) })
 
 const usageTemplate = `Usage:
   {{.UseLine}}
