@@ -32,6 +32,8 @@ type fake struct {
 	script  script
 	silent  bool
 	polling int // long polls that are held back
+
+	asksToGo int // until it commits: see script.committing
 }
 
 // script is how a fake treats a successor.
@@ -40,6 +42,7 @@ type script struct {
 	then       string // failed or rolled_back: what becomes of it then
 	atEnd      string // its outcome when its link ends; "" removes it as a death does
 	lateCommit bool   // a withdraw comes too late
+	committing bool   // a withdraw comes while it is being committed: that is in the status with the third question from then on
 	cut        map[string]int
 	drains     []handoff.GenerationStatus // what it tells of itself while it ends
 	hangs      bool                       // it never ends then
@@ -232,6 +235,11 @@ func (f *fake) answer(q fakeFrame) any {
 	switch q.Type {
 	case "status":
 		f.await(q)
+		f.asksToGo--
+		if f.asksToGo == 0 {
+			f.script.upTo = "committed"
+			f.commit("deploy")
+		}
 		f.st.Time = time.Now()
 		return map[string]any{"type": "status", "status": f.st}
 	case "list_sockets":
@@ -452,6 +460,10 @@ func (f *fake) withdraw(request string) any {
 	if g != nil && f.script.lateCommit {
 		f.script.upTo = "committed"
 		f.commit(request)
+	}
+	if g != nil && f.script.committing {
+		f.asksToGo = 3
+		return no("not_now", "it is committed already", "handoffctl rollback takes back")
 	}
 	if g != nil && g.State != "starting" && g.State != "standby" {
 		return no("not_now", "it is committed already", "handoffctl rollback takes back")

@@ -35,7 +35,7 @@ func (u *upgrade) giveUp(ctx context.Context, why *failure, commandFailed bool) 
 		f := &failure{code: exitUnknown, text: fmt.Sprintf("%s; the request could not be withdrawn: %s", why.text, explain(err).text), err: err}
 		return u.leftRunning(f, "it may serve")
 	}
-	if done, err := u.decided(ctx, why, commandFailed); done {
+	if done, err := u.decideSoon(ctx, why, commandFailed, no); done {
 		return err // it was committed in the meantime
 	}
 	// There is no incumbent that could refuse CMD: it is certain not to come only
@@ -49,6 +49,19 @@ func (u *upgrade) giveUp(ctx context.Context, why *failure, commandFailed bool) 
 		f.code, f.hint = exitNobody, "the service is down: start a version"
 	}
 	return f
+}
+
+// decideSoon is decided for a request that could not be withdrawn. Where the
+// incumbent refused because it is just being committed, that is waited for.
+func (u *upgrade) decideSoon(ctx context.Context, why *failure, commandFailed bool, no *handoff.RemoteError) (bool, error) {
+	bounded, cancel := context.WithTimeout(context.WithoutCancel(ctx), withdrawTime)
+	defer cancel()
+	for {
+		done, err := u.decided(ctx, why, commandFailed)
+		if done || no == nil || no.Code != handoff.CodeNotNow || !pause(bounded, nobodyPause) {
+			return done, err
+		}
+	}
 }
 
 // decided looks whether the request got to where it can't be withdrawn.

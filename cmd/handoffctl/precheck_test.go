@@ -125,6 +125,10 @@ func TestPrecheck(t *testing.T) {
 			code: exitRefused, stderr: `CMD takes over as auto, which leaves no time for prechecks; the request is withdrawn; .*was ended\nhandoffctl: hint: start it with --takeover standby`, verbs: "withdraw deploy",
 		},
 		{
+			name: "CMD is auto, and is being committed when the request is withdrawn", script: script{upTo: "starting", committing: true}, cmd: "exec $S always-auto stay", checks: []string{ran},
+			code: exitRefused, stderr: `CMD takes over as auto, which leaves no time for prechecks; generation 2 took over before the prechecks had passed, and was rolled back; generation 1 .* serves`, verbs: "withdraw deploy, rollback ", runs: true,
+		},
+		{
 			name: "CMD takes over before the checks", script: script{upTo: "committed"}, cmd: "exec $S always-auto stay", checks: []string{ran},
 			code: exitRefused, stderr: `error: generation 2 took over before the prechecks had passed, and was rolled back; generation 1 .* serves; CMD .* still runs: .*\nhandoffctl: hint: start it with --takeover standby`, verbs: "rollback ", runs: true,
 		},
