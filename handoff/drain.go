@@ -60,20 +60,30 @@ func add(sum, counts map[string]int) {
 
 // drainRun is one drain, of which a process has one at most.
 type drainRun struct {
-	began, until time.Time
-	plain        bool            // nobody succeeds
-	hammered     <-chan struct{} // closed when the deadline is now
-	shut         []*listener     // what is queued on them is accepted first
-	open         map[string]int  // when it began
+	began    time.Time
+	clock    *drainClock
+	plain    bool            // nobody succeeds
+	hammered <-chan struct{} // closed when the deadline is now
+	shut     []*listener     // what is queued on them is accepted first
+	open     map[string]int  // when it began
 }
 
 // beginDrain starts the lame duck of whatever drains, and waits for it elsewhere.
 func (p *Process) beginDrain(plain bool) {
-	run := drainRun{began: p.began, until: p.deadline, plain: plain, hammered: p.hammered, shut: p.shut, open: p.openConnections()}
+	p.setDrainTime() // anew: since its state changed, this process may have been stopped
+	run := drainRun{began: p.began, clock: newDrainClock(p.deadline), plain: plain, hammered: p.hammered, shut: p.shut, open: p.openConnections()}
 	add(run.open, p.holds.open())
 	p.work.Go(func() {
+		defer run.clock.stop()
 		for _, l := range run.shut {
-			<-l.done
+			for open := true; open; {
+				select {
+				case <-l.done:
+					open = false
+				case <-run.clock.tick.C:
+					p.isOver(run.clock)
+				}
+			}
 		}
 		p.post(p.control.removeIfOwned)
 		if r, ok := p.drain(run); ok {
@@ -116,15 +126,6 @@ func (p *Process) drain(run drainRun) (Report, bool) {
 // allDrained waits until all have ended by themselves; ended is false at the
 // deadline, ok at the process's own end.
 func (p *Process) allDrained(run drainRun) (ended, ok bool) {
-	clock := newDrainClock(run.until)
-	defer clock.stop()
-	over := func() bool {
-		over, moved := clock.look(time.Now())
-		if until := clock.until; moved {
-			p.post(func() { p.deadline = until; p.changed() })
-		}
-		return over
-	}
 	for i, last := 0, false; !last; i++ {
 		var d drainer
 		if d, last = p.drainer(i); last {
@@ -134,12 +135,12 @@ func (p *Process) allDrained(run drainRun) (ended, ok bool) {
 			select {
 			case <-d.drained():
 				open = false
-			case <-clock.tick.C:
-				if over() {
+			case <-run.clock.tick.C:
+				if p.isOver(run.clock) {
 					return false, true
 				}
-			case <-clock.due.C:
-				if over() {
+			case <-run.clock.due.C:
+				if p.isOver(run.clock) {
 					return false, true
 				}
 			case <-run.hammered:
@@ -150,6 +151,24 @@ func (p *Process) allDrained(run drainRun) (ended, ok bool) {
 		}
 	}
 	return true, true
+}
+
+// setDrainTime begins the time of the drain.
+func (p *Process) setDrainTime() {
+	p.began = time.Now()
+	p.deadline = p.began.Add(p.cfg.DrainTimeout)
+	if p.isHammered() {
+		p.deadline = p.began
+	}
+}
+
+// isOver looks at the clock of the drain.
+func (p *Process) isOver(clock *drainClock) bool {
+	over, moved := clock.look(time.Now())
+	if until := clock.until; moved {
+		p.post(func() { p.deadline = until; p.changed() })
+	}
+	return over
 }
 
 // endDrainers closes what is open still: nothing, but after Close.

@@ -233,11 +233,7 @@ func (p *Process) stateChanged(from, to State) {
 		p.setErr(ErrRevoked)
 	}
 	if to == StateDraining || to == StateRevoked {
-		p.began = time.Now()
-		p.deadline = p.began.Add(p.cfg.DrainTimeout)
-		if p.isHammered() {
-			p.deadline = p.began
-		}
+		p.setDrainTime()
 	}
 }
 
