@@ -109,7 +109,12 @@ func (a *app) endAndWait(ctx context.Context, f *follower, r *result, e ending) 
 	r.Generation = st.Generation
 	if e.generation != 0 {
 		r.Generation = e.generation
-		if !lives(st, e.generation) {
+		switch {
+		case lives(st, e.generation):
+		case e.generation < st.Generation: // a number that was given before
+			r.Outcome, r.Text = waitDrained, fmt.Sprintf("generation %d is gone already: %s", e.generation, whoServes(st))
+			return nil
+		default:
 			return &failure{code: exitRefused, text: fmt.Sprintf("no generation %d lives: %s", e.generation, whoServes(st))}
 		}
 	}

@@ -96,6 +96,13 @@ handoffctl: progress: generation 1 is draining, open: 1 active, 28s left
 			code: exitRefused, stderr: "error: generation 2 serves in probation: generation 2 serves; generation 1 can still take back\nhandoffctl: hint: handoffctl rollback", verbs: []string{"stop 2"},
 		},
 		{
+			name: "stop of one that has ended", args: []string{"stop", "--generation=1"},
+			status: func(st *handoff.Status) {
+				st.Generation, st.Generations = 2, []handoff.GenerationStatus{{Generation: 2, State: "serving", PID: 12}}
+			},
+			stdout: `^generation 1 is gone already: generation 2 \(pid 12\) serves\n$`,
+		},
+		{
 			name: "stop of one that does not live", args: []string{"stop", "--generation=9"}, status: state("draining serving"),
 			code: exitRefused, stderr: "error: no generation 9 lives: generation 2 serves; generation 1 drains\n$",
 		},
