@@ -91,6 +91,18 @@ func (c *chain) serve(label string, change ...func(*Config)) (*Process, net.List
 	return p, ln
 }
 
+// standby makes a Process that waits to take over and greets then, and tells how
+// its Ready ends.
+func (c *chain) standby(label string, m Takeover, change ...func(*Config)) (*Process, <-chan error) {
+	c.t.Helper()
+	p := c.start(label, append([]func(*Config){mode(m)}, change...)...)
+	greet(p, c.listen(p, "tcp", "127.0.0.1:0"))
+	ready := make(chan error, 1)
+	go func() { ready <- p.Ready(c.ctx) }() // it may wait for ever
+	c.reach(p, StateStandby)
+	return p, ready
+}
+
 func (c *chain) wait(p *Process) Report {
 	c.t.Helper()
 	r, err := p.Wait(c.ctx)

@@ -1,6 +1,9 @@
 package handoff
 
-import "time"
+import (
+	"log/slog"
+	"time"
+)
 
 // Whether the other end of a link is there: from ready to release each side asks
 // again and again, and is answered by the goroutine that obeys the machine, not
@@ -121,13 +124,18 @@ func (p *Process) reportSilent(s side) {
 	if l == nil {
 		return
 	}
-	log := p.Logger().With("silent_generation", l.number, "silent_pid", l.peer.PID, "for", time.Since(l.pulse.heard).Round(time.Millisecond))
+	log := p.silentLogger(l)
 	if s == sideYounger {
 		log.Warn("the standby is alive but silent; it is not handed over to", "hint", "look at that process, or start another version, which takes its place")
 		return
 	}
 	log.Warn("the incumbent is alive but silent; nothing is lost, its connections wait",
 		"hint", "look at that process: let it continue (SIGCONT); or end it: what it has accepted is lost then, and this one serves")
+}
+
+// silentLogger names the silent process in each line.
+func (p *Process) silentLogger(l *link) *slog.Logger {
+	return p.Logger().With("silent_generation", l.number, "silent_pid", l.peer.PID, "for", time.Since(l.pulse.heard).Round(time.Millisecond))
 }
 
 func (p *Process) reportHeard(s side) {
@@ -141,7 +149,7 @@ func (p *Process) killElder() {
 	l := p.elder
 	l.pulse.killed = true
 	err := l.kill()
-	log := p.Logger().With("silent_generation", l.number, "silent_pid", l.peer.PID, "for", time.Since(l.pulse.heard).Round(time.Millisecond))
+	log := p.silentLogger(l)
 	if err != nil {
 		log.Error("the silent incumbent can't be ended", "error", err, "hint", "end that process: this one serves alone then")
 		return

@@ -123,7 +123,7 @@ func TestVerbsAreCarriedOutWithoutTheirOperator(t *testing.T) {
 	for round := range 20 {
 		a, _ := c.serve("A", probation)
 		aEnded := c.ended(a)
-		b := c.standby("B", Standby)
+		b, _ := c.standby("B", Standby)
 		askAndGo(`{"type":"handover","request":"gone-1"}`)
 		c.reach(b, StateServing)
 		c.until("committed", func() bool { g := c.statusOf(b.Generation()); return g != nil && g.State == "serving" })
@@ -131,7 +131,7 @@ func TestVerbsAreCarriedOutWithoutTheirOperator(t *testing.T) {
 		c.reach(a, StateServing)
 		<-b.Done()
 		b.Close()
-		d := c.standby("D", Standby)
+		d, _ := c.standby("D", Standby)
 		askAndGo(fmt.Sprintf(`{"type":"stop","generation":%d}`, d.Generation()))
 		<-d.Done()
 		require.ErrorContains(t, d.Err(), "stopped")

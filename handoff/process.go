@@ -401,16 +401,14 @@ func (p *Process) mendLater() {
 		return
 	}
 	p.mending = true
-	time.AfterFunc(mendEvery, func() {
-		p.post(func() {
-			p.mending = false
-			if p.m.state == StateServing && p.sockets.acceptMissing(p.m.held) != nil {
-				p.mendLater()
-			}
-			if p.answers {
-				p.beginAnswering()
-			}
-		})
+	p.later(mendEvery, func() {
+		p.mending = false
+		if p.m.state == StateServing && p.sockets.acceptMissing(p.m.held) != nil {
+			p.mendLater()
+		}
+		if p.answers {
+			p.beginAnswering()
+		}
 	})
 }
 

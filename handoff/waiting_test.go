@@ -58,16 +58,6 @@ func keep(t *testing.T, p *Process) (release func()) {
 	return done
 }
 
-// standby makes a Process that waits to take over.
-func (c *chain) standby(label string, mode Takeover) *Process {
-	c.t.Helper()
-	p := c.start(label, func(cfg *Config) { cfg.Takeover = mode })
-	greet(p, c.listen(p, "tcp", "127.0.0.1:0"))
-	go p.Ready(c.ctx) // it may wait for ever
-	c.reach(p, StateStandby)
-	return p
-}
-
 // TestMaxDraining: at the limit a successor waits, is seen to wait with the reason,
 // and is admitted when a drain has ended; a spare is not kept away.
 func TestMaxDraining(t *testing.T) {
@@ -80,7 +70,7 @@ func TestMaxDraining(t *testing.T) {
 	ended := c.ended(two)
 	c.reach(one, StateDraining)
 
-	spare := c.standby("spare", Spare)
+	spare, _ := c.standby("spare", Spare)
 	three := make(chan error, 1)
 	go func() {
 		cfg := c.config("three")
