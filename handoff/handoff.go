@@ -112,6 +112,12 @@ type Config struct {
 	// only. 0 or negative is no limit; 64 is the most that can be counted.
 	MaxDraining int
 
+	// MoveIdle says whether idle keep-alive connections of HTTPServers move: while
+	// this process drains, to whoever serves then, and to this process while it
+	// serves. The zero value is MoveIdleOn. What can't move (TLS, HTTP/2, hijacked,
+	// a listener that the program has wrapped) drains as a lame duck either way.
+	MoveIdle MoveIdle
+
 	// AllowUIDs and AllowGIDs say who may be the peer, successor, incumbent or
 	// operator, besides this process's own user and root, by effective ids. Both
 	// empty: nobody else.
@@ -190,6 +196,8 @@ func (c Config) withDefaults() (Config, error) {
 		return c, errors.New("handoff: Config.SelfSocket is the path of the control socket: each process needs a self socket of its own")
 	case c.Takeover > Never:
 		return c, fmt.Errorf("handoff: %v is no way to take over", c.Takeover)
+	case c.MoveIdle > MoveIdleOff:
+		return c, fmt.Errorf("handoff: %v is no way to treat idle connections", c.MoveIdle)
 	case c.MaxDraining > maxOlder:
 		return c, fmt.Errorf("handoff: Config.MaxDraining is %d, at most %d can be counted (0: any number)", c.MaxDraining, maxOlder)
 	case len(c.Files) > 0 && c.Takeover == Spare:
@@ -533,6 +541,7 @@ type Report struct {
 	Cut      map[string]int // connections that were cut at the deadline, by kind; holds are kind "hold"
 	Holds    map[string]int // holds that were left at the deadline, by name
 	Answered uint64         // HTTP requests that HTTPServers of this Process answered
+	Moved    uint64         // idle connections that moved to another process
 	Duration time.Duration  // of the drain
 }
 

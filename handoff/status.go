@@ -75,6 +75,12 @@ type GenerationStatus struct {
 	Holds map[string]int `json:"holds,omitempty"`
 	// Answered counts the HTTP requests that its HTTPServers have answered.
 	Answered uint64 `json:"answered,omitempty"`
+	// Moved counts its idle HTTP connections that moved to another process, and
+	// Adopted those that moved to it. MoveOff says why it does not move them: by
+	// configuration, or since its self-check failed; "" if it does.
+	Moved   uint64 `json:"moved,omitempty"`
+	Adopted uint64 `json:"adopted,omitempty"`
+	MoveOff string `json:"move_off,omitempty"`
 	// Stopping says that the process, which still serves, is being stopped with
 	// nobody to succeed it: it is not ready for new traffic any more.
 	Stopping bool `json:"stopping,omitempty"`

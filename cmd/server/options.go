@@ -96,6 +96,9 @@ func (o *options) readDurations() error {
 			*d.to = d.from
 		}
 	}
+	if !s.moveIdle {
+		o.config.MoveIdle = handoff.MoveIdleOff
+	}
 	if o.config.MaxDraining = s.maxDraining; s.maxDraining < 0 {
 		errs = append(errs, fmt.Errorf("%s %d is negative (0: any number)", s.where("max-draining"), s.maxDraining))
 	}

@@ -35,6 +35,7 @@ type values struct {
 	heartbeat     time.Duration
 	killSilent    time.Duration
 	maxDraining   int
+	moveIdle      bool
 
 	http, https, tcpEcho, udpEcho []string
 	cert, key                     string
@@ -77,6 +78,7 @@ func newSchema() *schema {
 		f.DurationVar(&s.heartbeat, "heartbeat", time.Second, "how often to ask the other side whether it is there; three without an\nanswer, and it is silent (0s: never)")
 		f.DurationVar(&s.killSilent, "kill-silent", 0, "how long an incumbent may be alive but silent before this successor ends it;\n2s at least (default: for ever)")
 		f.IntVar(&s.maxDraining, "max-draining", 0, "how many older generations may drain at the same time; further successors\nare told busy (default: any number)")
+		f.BoolVar(&s.moveIdle, "move-idle", true, "move idle keep-alive connections of --http to the next version, and take\nthose of the version before")
 		f.StringVar(&s.preview, "preview", "", "private `address` on which a successor serves until it takes over;\nnever handed over")
 	})
 	s.group("Where to serve (repeatable; [NAME=]ADDR, where ADDR is host:port or unix:/path,\nand NAME, or ADDR as written, is its name from version to version)", func(f *pflag.FlagSet) {

@@ -48,7 +48,7 @@ func (s *server) run() int {
 	attrs := []any{
 		"reason", cmp.Or(report.Reason, "not_started"), "exit_code", code,
 		"uptime", time.Since(s.begun), "drain", report.Duration,
-		"answered", report.Answered, "open", report.Open, "cut", report.Cut, "holds", report.Holds,
+		"answered", report.Answered, "moved", report.Moved, "open", report.Open, "cut", report.Cut, "holds", report.Holds,
 		"goroutines", runtime.NumGoroutine(), "descriptors", descriptors(),
 	}
 	switch code {
