@@ -26,6 +26,7 @@ type carrier struct {
 	room    int                            // how many more may come now; negative while some come that have no room any more
 	short   bool                           // one could not come for want of room
 	waiting []*movedConn                   // to be taken
+	taking  bool                           // somebody takes them
 	ended   bool                           //
 	hope    time.Time                      // until then those that are not idle may still move
 	refused map[*trackedListener]time.Time // until when its connections are not taken
@@ -41,6 +42,7 @@ func (k *carrier) open(n int) {
 	k.mu.Lock()
 	defer k.mu.Unlock()
 	k.room += n
+	k.taking = true
 }
 
 // reserve says whether a connection of l may come; then put or decline follows.
@@ -71,12 +73,12 @@ func (k *carrier) decline() {
 	k.wake()
 }
 
-// put hands m over; false means that nobody moves connections any more, and m
-// stays the caller's.
+// put hands m over; false means that nobody takes connections now, and m stays the
+// caller's: nobody would serve it until somebody does.
 func (k *carrier) put(m *movedConn) bool {
 	k.mu.Lock()
 	defer k.mu.Unlock()
-	if k.ended {
+	if !k.taking {
 		return false
 	}
 	k.waiting = append(k.waiting, m)
@@ -120,10 +122,12 @@ func (k *carrier) arrived(n int) (short bool) {
 	return short
 }
 
-// close takes away n of the room, and returns what waits.
+// close takes away n of the room, and returns what waits. What was on its way here
+// stays where it is.
 func (k *carrier) close(n int) []*movedConn {
 	k.mu.Lock()
 	defer k.mu.Unlock()
+	k.taking = false
 	k.room -= n
 	rest := k.waiting
 	k.waiting, k.short = nil, false

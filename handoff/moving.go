@@ -115,11 +115,12 @@ func (m *moving) run() {
 }
 
 // meet connects to whoever serves now, and asks whether it takes connections.
-func (m *moving) meet() (c *conn, err error) {
+func (m *moving) meet() (_ *conn, err error) {
 	p := m.p
 	ctx, cancel := context.WithTimeout(m.ctx, p.cfg.StepTimeout)
 	defer cancel()
-	if c, err = dial(ctx, p.cfg.Socket, p.allow()); err != nil {
+	c, err := dial(ctx, p.cfg.Socket, p.allow())
+	if err != nil {
 		return nil, err
 	}
 	defer func() {
@@ -199,20 +200,22 @@ func (m *moving) sweep() {
 }
 
 // hear passes on what the other end says, and closes replies when it says no more.
+// What is no frame is passed over: `got` may come after it, and until that can't be
+// said any more a batch may be the other end's.
 func (m *moving) hear(c *conn, replies chan<- *frame) {
 	defer close(replies)
 	for {
 		b, fds, err := c.receive()
 		closeAll(fds) // none belong here
 		switch {
-		case errors.Is(err, errReset):
+		case errors.Is(err, errReset), errors.Is(err, ErrTruncated), errors.Is(err, errEmptyFrame):
 			continue
 		case err != nil:
 			return
 		}
 		f, err := decode(b)
 		if err != nil {
-			return
+			continue
 		}
 		haltAt("read", f.Type)
 		replies <- f
@@ -273,6 +276,10 @@ func (m *moving) give(c *conn, replies <-chan *frame, batch []*movedConn) (back 
 			}
 			if kept = m.keep(c); !kept {
 				g.on(moveUnkept)
+				if m.ctx.Err() != nil {
+					m.leave(batch)
+					return nil, false
+				}
 			}
 			due.Reset(m.p.cfg.StepTimeout)
 		}
@@ -288,6 +295,23 @@ func (m *moving) keep(c *conn) bool {
 	}
 	haltAt("sent", msgKeep)
 	return c.c.CloseRead() == nil
+}
+
+// leave ends the waiting for a taker that neither reads nor can be told to: at the
+// end of the connection without `keep` the batch is its own, if it ever looks.
+func (m *moving) leave(batch []*movedConn) {
+	m.p.Logger().Warn("connections were sent to whoever serves, which reads nothing: they are left to it", "connections", len(batch),
+		"hint", "look at that process: it hangs")
+	for _, c := range batch {
+		m.letGo(c)
+	}
+}
+
+// letGo: c is another process's now.
+func (m *moving) letGo(c *movedConn) {
+	c.d.Close()
+	m.p.moved.Add(1)
+	c.drain.arrived()
 }
 
 // movedFrame is a batch as it is sent.
@@ -332,9 +356,7 @@ func (m *moving) acknowledged(batch []*movedConn, got *frame) (back []*movedConn
 			back = append(back, c)
 			continue
 		}
-		c.d.Close()
-		m.p.moved.Add(1)
-		c.drain.arrived()
+		m.letGo(c)
 	}
 	return back, err
 }
