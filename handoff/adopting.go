@@ -143,6 +143,7 @@ func (t *taker) on(ev moveEvent) {
 func (t *taker) drop() {
 	for _, a := range t.held {
 		a.d.Close()
+		a.from.drain.arrived()
 	}
 	t.held = nil
 }
@@ -157,7 +158,11 @@ func (t *taker) batch(f *frame, fds []*descriptor) {
 	got := &frame{Type: msgGot, N: len(fds)}
 	for i, m := range f.Moved {
 		l := listeners[m.Listener]
-		if err := checkMoved(l, fds[i]); err != nil {
+		err := checkMoved(l, fds[i])
+		if err == nil && !l.drain.expect() {
+			err = errNotServed // any more
+		}
+		if err != nil {
 			fds[i].Close()
 			got.Rejected = append(got.Rejected, rejection{Index: i, Reason: clip(err.Error())})
 			continue
@@ -242,12 +247,13 @@ func (c *conn) takeRights() error {
 	return nil
 }
 
-// adopt serves connections that are this process's now.
+// adopt serves connections that are this process's now. Each was expected.
 func (p *Process) adopt(all []adoption) {
 	for _, a := range all {
 		if a.from.drain.adopt(a.from, a.d, a.fresh, a.since) {
 			p.adopted.Add(1)
 		}
+		a.from.drain.arrived()
 	}
 }
 

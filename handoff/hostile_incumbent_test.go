@@ -649,7 +649,7 @@ func TestRootForeignNetworkNamespace(t *testing.T) {
 	}{{"tcp", "tcp", kindStream}, {"udp", "udp", kindPacket}} {
 		t.Run(kind.name, func(t *testing.T) {
 			q := newSquatter(t)
-			foreign := q.foreign(kind.network)
+			foreign := q.foreign(kind.network, "0.0.0.0:0")
 			q.batch.Sockets, q.fds = q.batch.Sockets[:1], q.fds[:1]
 			q.offer(manifestItem{Name: "web", Kind: kind.kind, Network: kind.network}, foreign)
 			q.welcome.Total = 2
@@ -667,7 +667,7 @@ func TestRootForeignNetworkNamespace(t *testing.T) {
 }
 
 // foreign makes a socket in a network namespace that nothing else lives in.
-func (q *squatter) foreign(network string) *descriptor {
+func (q *squatter) foreign(network, address string) *descriptor {
 	q.t.Helper()
 	// A thread that could not be brought back would end with its goroutine.
 	runtime.LockOSThread()
@@ -677,7 +677,7 @@ func (q *squatter) foreign(network string) *descriptor {
 	away, err := netns.New()
 	require.NoError(q.t, err)
 	defer away.Close()
-	d := q.bound(network, "0.0.0.0:0")
+	d := q.bound(network, address)
 	if network == "tcp" {
 		require.NoError(q.t, d.listen())
 	}

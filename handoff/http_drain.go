@@ -64,7 +64,7 @@ type httpDrain struct {
 	done     chan struct{} // closed when it has ended
 
 	carrier    atomic.Pointer[carrier] // where idle connections go; nil: they stay
-	travelling atomic.Int64            // connections that have left, and not arrived
+	travelling atomic.Int64            // connections that have left, or are expected, and have not arrived
 	serves     func()                  // called when a listener begins to be served
 
 	mu        sync.Mutex

@@ -176,8 +176,19 @@ func (d *httpDrain) sweep(k *carrier) {
 	}
 }
 
+// expect has the drain, which may begin meanwhile, wait for a connection that is
+// about to be adopted; then arrived follows. false: it has ended.
+func (d *httpDrain) expect() bool {
+	d.mu.Lock()
+	defer d.mu.Unlock()
+	if !d.ended {
+		d.travelling.Add(1)
+	}
+	return !d.ended
+}
+
 // arrived says that a connection that had left is another process's, or open here
-// again, or closed.
+// again, or closed; or that one which was expected has come, or does not come.
 func (d *httpDrain) arrived() {
 	d.mu.Lock()
 	defer d.mu.Unlock()

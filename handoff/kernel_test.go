@@ -164,7 +164,7 @@ func TestRootForeignNetworkNamespaceWithoutCookies(t *testing.T) {
 	needRoot(t)
 	q := newSquatter(t)
 	without(t, netnsCookies)
-	foreign := q.foreign("tcp")
+	foreign := q.foreign("tcp", "0.0.0.0:0")
 	q.batch.Sockets, q.fds = q.batch.Sockets[:1], q.fds[:1]
 	q.offer(manifestItem{Name: "web", Kind: kindStream, Network: "tcp"}, foreign)
 	q.welcome.Total = 2

@@ -4,8 +4,14 @@ import (
 	"context"
 	"errors"
 	"io"
+	"math"
 	"net"
+	"net/http"
 	"os"
+	"path/filepath"
+	"slices"
+	"strconv"
+	"syscall"
 	"testing"
 	"time"
 
@@ -527,4 +533,418 @@ func TestKeepThatCannotBeSaid(t *testing.T) {
 func itemOf(ln net.Listener) *manifestItem {
 	it := ln.(*listener).item()
 	return &it
+}
+
+// adopter is a version that serves and takes connections, of which the test has some.
+type adopter struct {
+	*web
+	*target
+	conns []givenConn
+}
+
+// givenConn is a connection that came through a listener of the adopter and that
+// nobody serves yet.
+type givenConn struct {
+	client *rawClient
+	d      *descriptor
+}
+
+// newAdopter makes an adopter, and n connections to give to it.
+func newAdopter(t testing.TB, network string, n int, change ...func(*Config)) *adopter {
+	t.Helper()
+	c := newChain(t)
+	s := Socket{Network: network, Address: "127.0.0.1:0"}
+	if network == "unix" {
+		s.Address = filepath.Join(filepath.Dir(c.socket), "web")
+	}
+	w := c.webUnserved("one", s, &http.Server{}, change...)
+	c.ready(w.p)
+	a := &adopter{web: w, target: &target{chain: c, one: w.p, at: w.ln.Addr()}}
+	for range n {
+		client := w.dial()
+		nc, err := w.ln.Accept()
+		require.NoError(t, err)
+		d, err := dupConn(nc.(syscall.Conn))
+		require.NoError(t, err)
+		t.Cleanup(func() { d.Close() })
+		require.NoError(t, nc.Close())
+		a.conns = append(a.conns, givenConn{client, d})
+	}
+	w.serve(w.ln)
+	c.until("it is served", func() bool { return w.p.findServed(itemOf(w.ln)) != nil })
+	return a
+}
+
+// move asks to give connections.
+func (a *adopter) move() *rawPeer {
+	a.t.Helper()
+	r := a.dialRaw()
+	r.say(&frame{Type: msgMove, Generation: 7})
+	r.hear(msgOK)
+	return r
+}
+
+// batch is a frame that gives n idle connections of the adopter's listener.
+func (a *adopter) batch(n int) *frame {
+	f := &frame{Type: msgConnections, Sockets: []manifestItem{*itemOf(a.ln)}}
+	f.Moved = make([]movedItem, n)
+	return f
+}
+
+// answers expects the adopter to answer on the i-th connection.
+func (a *adopter) answers(i int) {
+	a.t.Helper()
+	require.Equal(a.t, "one", a.conns[i].client.get("/", false))
+}
+
+// lets go of the i-th connection: the client finds out that nobody has it.
+func (a *adopter) nobodyHas(i int) {
+	a.t.Helper()
+	require.NoError(a.t, a.conns[i].d.Close())
+	a.conns[i].client.eof()
+}
+
+// Descriptors that are no connection of the listener that they are said to have come
+// through are rejected one by one, and closed.
+func TestGiverOfOtherDescriptors(t *testing.T) {
+	dupOf := func(a *adopter, c any) *descriptor {
+		d, err := dupConn(c.(syscall.Conn))
+		require.NoError(a.t, err)
+		return d
+	}
+	pair := func(a *adopter, typ int) *descriptor {
+		fds, err := unix.Socketpair(unix.AF_UNIX, typ|unix.SOCK_CLOEXEC|unix.SOCK_NONBLOCK, 0)
+		require.NoError(a.t, err)
+		require.NoError(a.t, unix.Close(fds[1]))
+		return newDescriptor(fds[0])
+	}
+	// accepted is a connection that came through another listener.
+	accepted := func(a *adopter, network, address string) *descriptor {
+		ln, err := net.Listen(network, address)
+		require.NoError(a.t, err)
+		defer ln.Close()
+		dialAt(a.t, ln.Addr())
+		nc, err := ln.Accept()
+		require.NoError(a.t, err)
+		defer nc.Close()
+		return dupOf(a, nc)
+	}
+	for _, tc := range []struct {
+		name    string
+		make    func(*adopter) *descriptor
+		network string // of which adopter; "" is any
+	}{
+		{name: "a pipe", make: func(a *adopter) *descriptor {
+			d, err := newProbe(a.t).dup()
+			require.NoError(a.t, err)
+			return d
+		}},
+		{name: "a directory", make: func(a *adopter) *descriptor {
+			fd, err := unix.Open("/", unix.O_RDONLY|unix.O_CLOEXEC, 0)
+			require.NoError(a.t, err)
+			return newDescriptor(fd)
+		}},
+		{name: "an epoll", make: func(a *adopter) *descriptor {
+			fd, err := unix.EpollCreate1(unix.EPOLL_CLOEXEC)
+			require.NoError(a.t, err)
+			return newDescriptor(fd)
+		}},
+		{name: "the listener itself", make: func(a *adopter) *descriptor {
+			var d *descriptor
+			var err error
+			require.True(a.t, a.p.ask(func() {
+				for _, s := range a.p.sockets.claimed {
+					d, err = s.d.dup()
+				}
+			}))
+			require.NoError(a.t, err)
+			return d
+		}},
+		{name: "udp at its address", network: "tcp", make: func(a *adopter) *descriptor {
+			pc, err := net.ListenPacket("udp", a.ln.Addr().String())
+			require.NoError(a.t, err)
+			defer pc.Close()
+			return dupOf(a, pc)
+		}},
+		{name: "seqpacket", make: func(a *adopter) *descriptor { return pair(a, unix.SOCK_SEQPACKET) }},
+		{name: "datagrams", make: func(a *adopter) *descriptor { return pair(a, unix.SOCK_DGRAM) }},
+		{name: "a pair", make: func(a *adopter) *descriptor { return pair(a, unix.SOCK_STREAM) }},
+		{name: "tcp of another port", make: func(a *adopter) *descriptor { return accepted(a, "tcp", "127.0.0.1:0") }},
+		{name: "tcp of another address", network: "tcp", make: func(a *adopter) *descriptor {
+			return accepted(a, "tcp", net.JoinHostPort("127.0.0.2", strconv.Itoa(a.ln.Addr().(*net.TCPAddr).Port)))
+		}},
+		{name: "unix of another path", make: func(a *adopter) *descriptor {
+			return accepted(a, "unix", filepath.Join(filepath.Dir(a.socket), "other"))
+		}},
+		{name: "the client's end", make: func(a *adopter) *descriptor { return dupOf(a, a.dial().Conn) }},
+		{name: "not bound", make: func(a *adopter) *descriptor {
+			fd, err := unix.Socket(unix.AF_INET, unix.SOCK_STREAM|unix.SOCK_CLOEXEC|unix.SOCK_NONBLOCK, 0)
+			require.NoError(a.t, err)
+			return newDescriptor(fd)
+		}},
+		{name: "blocking", make: func(a *adopter) *descriptor {
+			nc, err := net.FileConn(fileOf(a.t, a.conns[1].d))
+			require.NoError(a.t, err)
+			defer nc.Close()
+			d := dupOf(a, nc)
+			require.NoError(a.t, d.control(func(fd int) error { return unix.SetNonblock(fd, false) }))
+			return d
+		}},
+	} {
+		for _, network := range []string{"tcp", "unix"} {
+			if tc.network != "" && tc.network != network {
+				continue
+			}
+			t.Run(network+"/"+tc.name, func(t *testing.T) {
+				a := newAdopter(t, network, 2)
+				letRightsPass(t, a.p)
+				bad := tc.make(a)
+				defer bad.Close()
+				r := a.move()
+				r.say(a.batch(2), bad, a.conns[0].d)
+				got := r.hear(msgGot)
+				require.Equal(t, 2, got.N)
+				require.Len(t, got.Rejected, 1)
+				require.Zero(t, got.Rejected[0].Index)
+				require.NotEmpty(t, got.Rejected[0].Reason)
+				a.answers(0)
+				a.adopted(1)
+			})
+		}
+	}
+}
+
+func fileOf(t testing.TB, d *descriptor) *os.File {
+	t.Helper()
+	f, err := d.file("connection")
+	require.NoError(t, err)
+	t.Cleanup(func() { f.Close() })
+	return f
+}
+
+// A connection of another network namespace would answer to other clients, and to
+// nobody once that is gone.
+func TestRootGiverOfAnotherNetworkNamespace(t *testing.T) {
+	needRoot(t)
+	c := newChain(t)
+	w := c.webOn("one", Socket{Network: "tcp4", Address: "0.0.0.0:0"}, &http.Server{})
+	c.ready(w.p)
+	letRightsPass(t, w.p)
+	q := &squatter{chain: c}
+	d := q.foreign("tcp4", w.ln.Addr().String())
+	require.NoError(t, d.control(func(fd int) error { return unix.SetNonblock(fd, true) }))
+	a := &adopter{web: w, target: &target{chain: c, one: w.p, at: w.ln.Addr()}}
+	r := a.move()
+	r.say(a.batch(1), d)
+	got := r.hear(msgGot)
+	require.Len(t, got.Rejected, 1)
+	require.Contains(t, got.Rejected[0].Reason, "network namespace")
+	require.Zero(t, a.self().Adopted)
+}
+
+// Whoever breaks the rules of moving is told so, and everything it sent is closed.
+func TestGiverBreaksTheRules(t *testing.T) {
+	send := func(change func(*frame), n int) func(*adopter, *rawPeer) {
+		return func(a *adopter, r *rawPeer) {
+			f := a.batch(2)
+			change(f)
+			b, err := f.encode()
+			require.NoError(a.t, err)
+			r.push(b, []*descriptor{a.conns[0].d, a.conns[1].d, a.conns[0].d}[:n]...)
+		}
+	}
+	for name, do := range map[string]func(*adopter, *rawPeer){
+		"fewer descriptors":  send(func(*frame) {}, 1),
+		"no descriptor":      send(func(*frame) {}, 0),
+		"more descriptors":   send(func(*frame) {}, 3),
+		"no such listener":   send(func(f *frame) { f.Moved[1].Listener = 1 }, 2),
+		"a negative one":     send(func(f *frame) { f.Moved[1].Listener = -1 }, 2),
+		"idle in the future": send(func(f *frame) { f.Moved[1].IdleMS = -1 }, 2),
+		"no listeners":       send(func(f *frame) { f.Sockets = nil }, 2),
+		"no connections":     send(func(f *frame) { f.Moved = nil }, 0),
+		"too many listeners": send(func(f *frame) {
+			for range maxListeners {
+				f.Sockets = append(f.Sockets, f.Sockets[0])
+			}
+		}, 2),
+		"sockets": func(_ *adopter, r *rawPeer) { r.say(&frame{Type: msgSockets, Last: true}) },
+		"hello": func(_ *adopter, r *rawPeer) {
+			r.say(&frame{Type: msgHello, Versions: &versionRange{1, 1}, Program: &program{}})
+		},
+		"status":  func(_ *adopter, r *rawPeer) { r.say(&frame{Type: msgStatus}) },
+		"stop":    func(_ *adopter, r *rawPeer) { r.say(&frame{Type: msgStop}) },
+		"unknown": func(_ *adopter, r *rawPeer) { r.push([]byte(`{"type":"heartbeat"}`)) },
+		"garbage": func(a *adopter, r *rawPeer) { r.push([]byte("what is this"), a.conns[0].d, a.conns[1].d) },
+		"nonsense": func(a *adopter, r *rawPeer) {
+			r.push([]byte("{}"), slices.Repeat([]*descriptor{a.conns[0].d}, kernelMaxFDs)...)
+		},
+	} {
+		t.Run(name, func(t *testing.T) {
+			a := newAdopter(t, "tcp", 2)
+			letRightsPass(t, a.p)
+			r := a.move()
+			do(a, r)
+			require.Equal(t, "bad_request", r.hear(msgError).Code)
+			require.Empty(t, r.hearOut())
+			a.nobodyHas(0)
+			a.nobodyHas(1)
+			require.Zero(t, a.self().Adopted)
+			a.unharmedWeb()
+		})
+	}
+	t.Run("connections without move", func(t *testing.T) {
+		a := newAdopter(t, "tcp", 1)
+		letRightsPass(t, a.p)
+		r := a.dialRaw()
+		r.say(a.batch(1), a.conns[0].d)
+		require.Equal(t, "bad_request", r.hear(msgError).Code)
+		require.Empty(t, r.hearOut())
+		a.nobodyHas(0)
+		a.unharmedWeb()
+	})
+	t.Run("at the self socket", func(t *testing.T) {
+		self := filepath.Join(t.TempDir(), "self")
+		a := newAdopter(t, "tcp", 1, func(cfg *Config) { cfg.SelfSocket = self })
+		c, err := dial(a.ctx, self, allow{})
+		require.NoError(t, err)
+		r := newRawPeer(t, c)
+		r.say(&frame{Type: msgMove, Generation: 7})
+		require.Equal(t, CodeSelfSocket, r.hear(msgError).Code)
+		a.unharmedWeb()
+	})
+}
+
+// unharmedWeb: the adopter serves, and hands over.
+func (a *adopter) unharmedWeb() {
+	a.t.Helper()
+	c := a.idle()
+	two := a.c.webOn("two", Socket{Network: "tcp", Address: "127.0.0.1:0"}, &http.Server{})
+	a.ready(two.p)
+	a.moved(1)
+	two.answers(c)
+}
+
+// What a giver may do, though it need not.
+func TestGiverMay(t *testing.T) {
+	for name, do := range map[string]func(*adopter, *rawPeer){
+		"say connections before ok came": func(a *adopter, _ *rawPeer) {
+			r := a.dialRaw()
+			r.say(&frame{Type: msgMove, Generation: 7})
+			r.say(a.batch(1), a.conns[0].d)
+			r.say(a.batch(1), a.conns[1].d)
+			r.hear(msgOK)
+			require.Empty(a.t, r.hear(msgGot).Rejected)
+			require.Empty(a.t, r.hear(msgGot).Rejected)
+		},
+		"send two batches before got came": func(a *adopter, r *rawPeer) {
+			r.say(a.batch(1), a.conns[0].d)
+			r.say(a.batch(1), a.conns[1].d)
+			require.Empty(a.t, r.hear(msgGot).Rejected)
+			require.Empty(a.t, r.hear(msgGot).Rejected)
+		},
+		"say keep where there is nothing to keep": func(a *adopter, r *rawPeer) {
+			r.say(&frame{Type: msgKeep})
+			r.say(a.batch(2), a.conns[0].d, a.conns[1].d)
+			require.Empty(a.t, r.hear(msgGot).Rejected)
+			r.say(&frame{Type: msgKeep}) // too late: got came before it
+		},
+		"claim to have been idle for ever": func(a *adopter, r *rawPeer) {
+			f := a.batch(2)
+			f.Moved[0].IdleMS, f.Moved[1].IdleMS = math.MaxInt64, maxIdleMillis
+			r.say(f, a.conns[0].d, a.conns[1].d)
+			require.Empty(a.t, r.hear(msgGot).Rejected)
+		},
+		"say an older generation's number, or none": func(a *adopter, _ *rawPeer) {
+			r := a.dialRaw()
+			r.say(&frame{Type: msgMove})
+			r.hear(msgOK)
+			r.say(a.batch(2), a.conns[0].d, a.conns[1].d)
+			require.Empty(a.t, r.hear(msgGot).Rejected)
+		},
+		"give one with another's": func(a *adopter, r *rawPeer) {
+			f := a.batch(2)
+			f.Sockets = append([]manifestItem{{Name: "unknown", Kind: kindStream, Network: "tcp", Local: "127.0.0.1:1"}}, f.Sockets...)
+			f.Moved[0].Listener, f.Moved[1].Listener = 1, 0
+			r.say(f, a.conns[0].d, a.conns[1].d)
+			got := r.hear(msgGot)
+			require.Len(a.t, got.Rejected, 1)
+			require.Equal(a.t, 1, got.Rejected[0].Index)
+			f = a.batch(1)
+			r.say(f, a.conns[1].d)
+			require.Empty(a.t, r.hear(msgGot).Rejected)
+		},
+		"end at once": func(a *adopter, r *rawPeer) {
+			r.say(a.batch(2), a.conns[0].d, a.conns[1].d)
+			require.NoError(a.t, r.c.Close())
+		},
+	} {
+		t.Run(name, func(t *testing.T) {
+			a := newAdopter(t, "tcp", 2)
+			letRightsPass(t, a.p)
+			do(a, a.move())
+			a.answers(0)
+			a.answers(1)
+			a.adopted(2)
+		})
+	}
+}
+
+// Where `got` can't be said, what the giver says next decides: nothing is read
+// before.
+func TestGiverThatCannotBeTold(t *testing.T) {
+	start := func(t *testing.T) (*adopter, *rawPeer) {
+		a := newAdopter(t, "tcp", 2)
+		letRightsPass(t, a.p)
+		r := a.move()
+		require.NoError(t, r.c.c.CloseRead())
+		r.say(a.batch(1), a.conns[0].d)
+		return a, r
+	}
+	t.Run("keeps", func(t *testing.T) {
+		a, r := start(t)
+		r.say(&frame{Type: msgKeep})
+		(&rawTaker{r}).answerOver(a.conns[0].d, a.conns[0].client)
+		a.nobodyHas(0)
+		require.Zero(t, a.self().Adopted)
+		a.unharmedWeb()
+	})
+	t.Run("dies", func(t *testing.T) {
+		a, r := start(t)
+		a.conns[0].client.send(get("/"))
+		require.NoError(t, a.conns[0].d.Close())
+		require.NoError(t, r.c.Close())
+		require.Equal(t, "one", a.conns[0].client.ok(false))
+		a.adopted(1)
+	})
+	t.Run("keeps, and dies", func(t *testing.T) {
+		a, r := start(t)
+		r.say(&frame{Type: msgKeep})
+		require.NoError(t, r.c.Close())
+		a.nobodyHas(0)
+		require.Zero(t, a.self().Adopted)
+	})
+	t.Run("gives another batch", func(t *testing.T) { // of which it knows that nobody can have it
+		a, r := start(t)
+		r.say(a.batch(1), a.conns[1].d)
+		a.nobodyHas(0)
+		a.nobodyHas(1)
+		require.Zero(t, a.self().Adopted)
+	})
+	t.Run("waits while this one hands over", func(t *testing.T) {
+		a, r := start(t)
+		c := a.conns[0].client
+		two := a.c.web("two")
+		a.until("it has stopped accepting", func() bool {
+			a.h.drain.mu.Lock()
+			defer a.h.drain.mu.Unlock()
+			return !a.h.drain.begun.IsZero() && len(a.h.drain.listeners) == 0
+		})
+		require.False(t, isClosed(a.h.drain.drained()), "it has a connection that may be its own")
+		require.Equal(t, map[string]int{"idle": 1}, a.p.openConnections())
+		require.NoError(t, r.c.Close())
+		require.NoError(t, a.conns[0].d.Close())
+		require.Equal(t, "two", c.get("/", false))
+		a.moved(1)
+		two.open(map[string]int{"idle": 1})
+	})
 }

@@ -107,6 +107,12 @@ func (w *web) self() *GenerationStatus {
 	return g
 }
 
+// adopted waits until so many came; a client may have its answer before they are counted.
+func (w *web) adopted(want uint64) {
+	w.c.t.Helper()
+	w.c.until(fmt.Sprintf("%d came", want), func() bool { return w.self().Adopted == want })
+}
+
 // moved waits for the end of a version and says how many of its connections moved.
 func (w *web) moved(want uint64) Report {
 	w.c.t.Helper()
