@@ -85,7 +85,7 @@ func (p *Process) adoptFrom(c *conn, f *frame) {
 			p.Logger().Info("idle connections came", "from", from, "connections", n)
 		}
 	}()
-	take := taker{p: p, c: c}
+	take := taker{p: p, c: c, waited: map[string]bool{}}
 	for take.phase != takingNone || !p.adopters.hasEnded() {
 		b, fds, err := c.receive()
 		switch {
@@ -127,6 +127,8 @@ type taker struct {
 	c     *conn
 	phase taking
 	held  []adoption
+
+	waited map[string]bool // for these listeners to be served: once is enough
 }
 
 func (t *taker) on(ev moveEvent) {
@@ -152,7 +154,9 @@ func (t *taker) batch(f *frame, fds []*descriptor) {
 	t.phase.on(moveBatch)
 	listeners := make([]*trackedListener, len(f.Sockets))
 	for i := range f.Sockets {
-		listeners[i] = t.p.servedAs(&f.Sockets[i])
+		it := &f.Sockets[i]
+		listeners[i] = t.p.servedAs(it, !t.waited[it.Name])
+		t.waited[it.Name] = true
 	}
 	got := &frame{Type: msgGot, N: len(fds)}
 	for i, m := range f.Moved {
@@ -249,6 +253,7 @@ func (p *Process) adopt(all []adoption) {
 			p.adopted.Add(1)
 		}
 	}
+	p.post(p.changed)
 }
 
 var errNotServed = errors.New("no HTTP server serves that listener here, or not as it is")
@@ -294,14 +299,14 @@ func cameThrough(local, listener net.Addr) bool {
 
 // servedAs finds what serves the listener it here: by its name, or, if it was renamed,
 // by its address. A program may be about to serve it: that is waited for, for a moment.
-func (p *Process) servedAs(it *manifestItem) *trackedListener {
+func (p *Process) servedAs(it *manifestItem, wait bool) *trackedListener {
 	ctx, cancel := context.WithTimeout(p.life, moveSweep)
 	defer cancel()
 	for {
 		p.mu.Lock()
 		more := p.httpServes
 		p.mu.Unlock()
-		if l := p.findServed(it); l != nil || !p.sockets.has(it) {
+		if l := p.findServed(it); l != nil || !wait || !p.sockets.has(it) {
 			return l
 		}
 		select {

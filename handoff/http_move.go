@@ -59,7 +59,7 @@ func (c *trackedConn) movable() bool {
 func (d *httpDrain) canMove() int {
 	d.mu.Lock()
 	defer d.mu.Unlock()
-	n := len(d.idle)
+	n := d.idle.len()
 	for c := range d.conns {
 		c.mu.Lock()
 		if c.movable() {
@@ -174,11 +174,9 @@ func (d *httpDrain) moveBy(k *carrier) { d.carrier.Store(k) }
 
 // sweep interrupts what waits for a request, as far as there is room.
 func (d *httpDrain) sweep(k *carrier) {
+	d.rests().sweep(k)
 	d.mu.Lock()
 	defer d.mu.Unlock()
-	for c := range d.idle {
-		c.interrupt(k)
-	}
 	for c := range d.conns {
 		c.interrupt(k)
 	}

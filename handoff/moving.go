@@ -43,7 +43,8 @@ const (
 	moveRetry = 5 * time.Millisecond
 
 	// moveSweep is how often it is looked again for connections that could not leave,
-	// and for how long those of a listener are left alone that were not taken.
+	// and for how long those of a listener are left alone that were not taken: at
+	// first, then twice as long each time.
 	moveSweep = time.Second
 )
 
@@ -115,11 +116,12 @@ func (m *moving) run() {
 }
 
 // meet connects to whoever serves now, and asks whether it takes connections.
-func (m *moving) meet() (c *conn, err error) {
+func (m *moving) meet() (_ *conn, err error) {
 	p := m.p
 	ctx, cancel := context.WithTimeout(m.ctx, p.cfg.StepTimeout)
 	defer cancel()
-	if c, err = dial(ctx, p.cfg.Socket, p.allow()); err != nil {
+	c, err := dial(ctx, p.cfg.Socket, p.allow())
+	if err != nil {
 		return nil, err
 	}
 	defer func() {
@@ -327,7 +329,7 @@ func (m *moving) acknowledged(batch []*movedConn, got *frame) (back []*movedConn
 	}
 	for i, c := range batch {
 		if rejected[i] != "" && err == nil {
-			m.k.refuse(c.from, time.Now().Add(moveSweep))
+			m.k.refuse(c.from)
 			m.p.Logger().Debug("a connection is not taken", "reason", rejected[i])
 			back = append(back, c)
 			continue
@@ -336,13 +338,14 @@ func (m *moving) acknowledged(batch []*movedConn, got *frame) (back []*movedConn
 		m.p.moved.Add(1)
 		c.drain.arrived()
 	}
+	m.p.post(m.p.changed)
 	return back, err
 }
 
 // refused: the other end could not take the batch, and has closed what it got of it.
 func (m *moving) refused(batch []*movedConn, r *frame) {
 	for _, c := range batch {
-		m.k.refuse(c.from, time.Now().Add(moveSweep))
+		m.k.refuse(c.from)
 	}
 	if !m.warned {
 		m.warned = true
