@@ -85,7 +85,8 @@ func TestIdleConnectionMoves(t *testing.T) {
 	generation, last = c.ask(t)
 	require.Equal(t, "2", generation)
 	require.False(t, last)
-	require.Equal(t, movement{Generation: 2, Adopted: 1}, s.movement(2))
+	// It is counted just after it is served.
+	require.Eventually(t, func() bool { return s.movement(2) == movement{Generation: 2, Adopted: 1} }, patience, waitTick)
 	require.Regexp(t, `(?m)^last handoff: 1 to 2 released .* ago; 1 connection moved to 2$`, s.must("status").Stdout)
 
 	require.NoError(t, c.Close())
