@@ -77,3 +77,45 @@ func (s *service) soft(path string, want uint64) {
 	require.NoError(s.t, err)
 	require.Equal(s.t, strconv.FormatUint(want, 10), strings.TrimSpace(string(b)))
 }
+
+// A version whose limit has no room for the connections that are to move to it does not take over, and says why. It does
+// with --move-idle=false, or with a higher limit.
+func TestNextVersionWithoutRoomForConnections(t *testing.T) {
+	s := newService(t)
+	first := s.serving("v1")
+	var conns []*keptConn
+	for range 100 {
+		c := s.keep(s.address(web))
+		generation, last := c.ask(t)
+		require.Equal(t, "1", generation)
+		require.False(t, last)
+		conns = append(conns, c)
+	}
+	under := func(limit int, label string, extra ...string) *proc.Process {
+		return s.run(label, "/bin/sh", append([]string{"-c", fmt.Sprintf(`ulimit -n %d && exec "$@"`, limit), "sh", s.binary}, s.args(label, extra...)...)...)
+	}
+	low := under(softLimit/2, "low")
+	s.exits(low, 1, "no room for 100 connections")
+	require.Contains(t, fmt.Sprint(lastRecord(t, low)["error"]), "too few open files are allowed: 100 connections of the incumbent are to move here")
+	require.Equal(t, first.PID(), s.status().Serving().PID)
+
+	next := under(2*softLimit, "enough")
+	s.exits(first, 0, "handed over")
+	require.EqualValues(t, 100, lastRecord(t, first)["moved"])
+	for _, c := range conns {
+		generation, last := c.ask(t)
+		require.Equal(t, "3", generation, "the number 2 was given before")
+		require.False(t, last)
+	}
+
+	off := under(softLimit/2, "off", "--move-idle=false")
+	s.waitStatus("serves", func(st proc.Status) bool { return st.Serving().PID == off.PID() })
+	for _, c := range conns {
+		for last := false; !last; {
+			var generation string
+			generation, last = c.ask(t)
+			require.Equal(t, "3", generation)
+		}
+	}
+	s.exits(next, 0, "each client was told to go")
+}
