@@ -29,9 +29,8 @@ func (s *service) keep(addr string) *keptConn {
 	return &keptConn{c, bufio.NewReader(c)}
 }
 
-// ask sends a request and returns which generation answered, and whether it says that this was the connection's last
-// answer.
-func (k *keptConn) ask(t *testing.T) (generation string, last bool) {
+// say sends a request and returns the answer and its body.
+func (k *keptConn) say(t *testing.T) (*http.Response, string) {
 	t.Helper()
 	require.NoError(t, k.SetDeadline(time.Now().Add(patience)))
 	_, err := fmt.Fprint(k, "POST /echo HTTP/1.1\r\nHost: test\r\nContent-Length: 4\r\n\r\nkept")
@@ -40,7 +39,14 @@ func (k *keptConn) ask(t *testing.T) (generation string, last bool) {
 	require.NoError(t, err)
 	body, err := io.ReadAll(resp.Body)
 	require.NoError(t, err)
-	require.Equal(t, "kept", string(body))
+	return resp, string(body)
+}
+
+// ask returns which generation of the server answers, and whether it says that this was the connection's last answer.
+func (k *keptConn) ask(t *testing.T) (generation string, last bool) {
+	t.Helper()
+	resp, body := k.say(t)
+	require.Equal(t, "kept", body)
 	return resp.Header.Get("X-Handoff-Generation"), resp.Close
 }
 
@@ -93,6 +99,28 @@ func TestIdleConnectionMoves(t *testing.T) {
 	s.must("stop")
 	s.exits(second, 0, "stopped")
 	require.EqualValues(t, 0, lastRecord(t, second)["moved"])
+}
+
+// A rollback gives back what the next version had accepted, and the old one's connections have never left it.
+func TestIdleConnectionMovesBack(t *testing.T) {
+	s := newService(t)
+	s.serving("v1", "--probation", "5m")
+	addr := s.address(web)
+	early := s.keep(addr)
+	early.ask(t)
+	second := s.serving("v2")
+	late := s.keep(addr)
+	generation, _ := late.ask(t)
+	require.Equal(t, "2", generation)
+	s.must("rollback")
+	s.exits(second, 7, "taken back from")
+	require.EqualValues(t, 1, lastRecord(t, second)["moved"])
+	for _, c := range []*keptConn{early, late} {
+		generation, last := c.ask(t)
+		require.Equal(t, "1", generation)
+		require.False(t, last)
+	}
+	require.Eventually(t, func() bool { return s.movement(1) == movement{Generation: 1, Adopted: 1} }, patience, waitTick)
 }
 
 // Where either version has --move-idle=false, the connection stays with the old one, which answers on it once more and
