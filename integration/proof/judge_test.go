@@ -1,0 +1,79 @@
+package main
+
+import (
+	"testing"
+	"time"
+
+	"github.com/stretchr/testify/require"
+
+	"github.com/fdhandoff/handoff/integration/load"
+)
+
+// measured is a distribution that was measured.
+var measured = load.Latency{N: 1000, P50: time.Millisecond, P99: 2 * time.Millisecond, P999: 3 * time.Millisecond}
+
+// asMeant is a chain of handoffs as it is to be.
+func asMeant() figures {
+	return figures{
+		handoffs: 20, conns: 100, wanted: 10_000, sent: 10_000, answered: 10_000, dials: 100,
+		servers: 10_000, moved: 2000, quiet: measured, during: measured,
+	}
+}
+
+// Every figure of a chain of handoffs can make the proof fail, alone.
+func TestMustLoseNothing(t *testing.T) {
+	require.Empty(t, mustLoseNothing(asMeant()))
+	for _, tc := range []struct {
+		name   string
+		change func(f *figures)
+		want   string
+	}{
+		{"one request lost", func(f *figures) { f.silent = 1 }, "1 requests were lost"},
+		{"one answered wrongly", func(f *figures) { f.mistaken = 1 }, "1 requests were answered wrongly"},
+		{"one connection broken", func(f *figures) { f.broken = 1 }, "1 connections were broken"},
+		{"one not accounted for", func(f *figures) { f.answered-- }, "10000 requests were sent, but 9999 answered"},
+		{"one dial more", func(f *figures) { f.dials++ }, "100 keep-alive clients dialled 101 times"},
+		{"one dial less: they were not counted", func(f *figures) { f.dials-- }, "100 keep-alive clients dialled 99 times"},
+		{"one doubled", func(f *figures) { f.servers++ }, "10000 requests were sent, but the servers answered 10001"},
+		{"one answered by no server", func(f *figures) { f.servers-- }, "10000 requests were sent, but the servers answered 9999"},
+		{"a connection was cut", func(f *figures) { f.bad = []string{"generation 3 ended with exit code 6"} }, "[generation 3 ended with exit code 6]"},
+		{"too little load", func(f *figures) { f.wanted = 12_000 }, "10000 requests were sent of the 12000 that were due: this machine is too busy"},
+		{"nothing measured before", func(f *figures) { f.quiet = load.Latency{} }, "nothing was answered before the handoffs, or during them"},
+		{"nothing measured during", func(f *figures) { f.during = load.Latency{} }, "nothing was answered before the handoffs, or during them"},
+	} {
+		t.Run(tc.name, func(t *testing.T) {
+			f := asMeant()
+			tc.change(&f)
+			require.Equal(t, []string{tc.want}, mustLoseNothing(f))
+		})
+	}
+	require.NotEmpty(t, mustLoseNothing(figures{conns: 100, dials: 100}), "nothing was sent")
+}
+
+// A control passes if it fails in each way that it is there for.
+func TestMustLose(t *testing.T) {
+	control := func() figures {
+		f := asMeant()
+		f.silent, f.broken, f.dials, f.answered, f.servers = 50, 1900, 2050, 9950, 9960
+		return f
+	}
+	require.Empty(t, mustLose(control()))
+	for _, tc := range []struct {
+		name   string
+		change func(f *figures)
+		want   string
+	}{
+		{"nothing lost", func(f *figures) { f.silent = 0 }, "it lost no request, so that this proof does not see what it is for"},
+		{"nothing broken", func(f *figures) { f.broken = 0 }, "it broke no connection, so that this proof does not see what it is for"},
+		{"nothing dialled again", func(f *figures) { f.dials = 100 }, "100 keep-alive clients dialled only 100 times"},
+		{"too little load", func(f *figures) { f.wanted = 12_000 }, "10000 requests were sent of the 12000 that were due: this machine is too busy"},
+	} {
+		t.Run(tc.name, func(t *testing.T) {
+			f := control()
+			tc.change(&f)
+			require.Equal(t, []string{tc.want}, mustLose(f))
+		})
+	}
+	require.NotEmpty(t, mustLose(asMeant()), "a chain of handoffs is no control")
+	require.NotEmpty(t, mustLoseNothing(control()), "and a control no handoff")
+}
