@@ -338,7 +338,7 @@ func (p *pipe) read() {
 
 // errAnnounced ends a connection as HTTP/1.1 has it: what was sent after the request whose answer says "Connection:
 // close" is not processed. (RFC 9112, 9.6)
-var errAnnounced = errors.New("Connection: close")
+var errAnnounced = errors.New("the answer says Connection: close")
 
 func (p *pipe) oldest() *post {
 	p.mu.Lock()
