@@ -211,6 +211,11 @@ func (p *Process) answerOne(c *conn) {
 			p.control.keep(c, false)
 			p.hearRegistered(c, f)
 			return
+		case msgMove:
+			c.setReadDeadline(time.Time{})
+			p.control.keep(c, false)
+			p.adoptFrom(c, f)
+			return
 		case msgError:
 			continue // never answered
 		}

@@ -2,6 +2,7 @@ package handoff
 
 import (
 	"fmt"
+	"io"
 	"net"
 	"os"
 	"sync"
@@ -152,6 +153,17 @@ func (d *descriptor) file(name string) (*os.File, error) {
 	return os.NewFile(uintptr(n), name), nil
 }
 
+// disown turns d into an *os.File, for the caller to close; d is closed then, without
+// close(2). Nobody else may use d meanwhile. The file is in the poller if the socket is
+// non-blocking.
+func (d *descriptor) disown(name string) *os.File {
+	d.mu.Lock()
+	defer d.mu.Unlock()
+	n := d.n
+	d.n, d.closed = -1, true
+	return os.NewFile(uintptr(n), name)
+}
+
 // listener returns a net.Listener over a duplicate, for the caller to close; d
 // stays as it is. The socket becomes non-blocking if its sender left it
 // otherwise. Closing the listener never unlinks the file of a Unix socket: by
@@ -212,7 +224,7 @@ func canRead(fd uintptr) bool {
 
 // unread says whether bytes wait in the kernel that nobody has read from c yet, as
 // they do where this process was stopped or has no time; false where c does not tell.
-func unread(c net.Conn) bool {
+func unread(c any) bool {
 	sc, ok := c.(syscall.Conn)
 	if !ok {
 		return false
@@ -226,6 +238,93 @@ func unread(c net.Conn) bool {
 		n, _, err = unix.Recvfrom(int(fd), make([]byte, 1), unix.MSG_PEEK|unix.MSG_DONTWAIT)
 	})
 	return cerr == nil && err == nil && n > 0
+}
+
+// awaitBytes blocks until c, a connection, has bytes to read, of which it takes
+// none. The error is io.EOF where the other end has no more to say, otherwise that of
+// the connection, os.ErrDeadlineExceeded or os.ErrClosed.
+func awaitBytes(c *os.File) error {
+	raw, err := c.SyscallConn()
+	if err != nil {
+		return err
+	}
+	var n int
+	rerr := raw.Read(func(fd uintptr) bool {
+		err = unix.EINTR
+		for err == unix.EINTR {
+			n, _, err = unix.Recvfrom(int(fd), make([]byte, 1), unix.MSG_PEEK|unix.MSG_DONTWAIT)
+		}
+		return err != unix.EAGAIN
+	})
+	switch {
+	case rerr != nil:
+		return rerr
+	case err != nil:
+		return os.NewSyscallError("recvfrom", err)
+	case n == 0:
+		return io.EOF
+	}
+	return nil
+}
+
+// streamOptions are the options of a TCP connection that net.FileConn sets to Go's
+// defaults (newTCPConn in net/tcpsock.go), whatever they were.
+var streamOptions = [...]struct{ level, name int }{
+	{unix.IPPROTO_TCP, unix.TCP_NODELAY},
+	{unix.SOL_SOCKET, unix.SO_KEEPALIVE},
+	{unix.IPPROTO_TCP, unix.TCP_KEEPIDLE},
+	{unix.IPPROTO_TCP, unix.TCP_KEEPINTVL},
+	{unix.IPPROTO_TCP, unix.TCP_KEEPCNT},
+}
+
+// streamConn makes of f, a connected socket that it closes, what the net package
+// would have accepted. The socket's options stay as they are.
+func streamConn(f *os.File) (net.Conn, error) {
+	defer f.Close()
+	options, err := readStreamOptions(f)
+	if err != nil {
+		return nil, err
+	}
+	nc, err := net.FileConn(f) // duplicates
+	if tcp, ok := nc.(*net.TCPConn); ok {
+		setStreamOptions(tcp, options)
+	}
+	return nc, err
+}
+
+// readStreamOptions returns the value of each; -1 where the socket has none, since
+// it is not TCP's.
+func readStreamOptions(c syscall.Conn) (values [len(streamOptions)]int, err error) {
+	raw, err := c.SyscallConn()
+	if err != nil {
+		return values, err
+	}
+	err = raw.Control(func(fd uintptr) {
+		for i, o := range streamOptions {
+			v, err := unix.GetsockoptInt(int(fd), o.level, o.name)
+			if err != nil {
+				v = -1
+			}
+			values[i] = v
+		}
+	})
+	return values, err
+}
+
+// setStreamOptions does what can be done: a connection that is about to end may
+// refuse.
+func setStreamOptions(c syscall.Conn, values [len(streamOptions)]int) {
+	raw, err := c.SyscallConn()
+	if err != nil {
+		return
+	}
+	_ = raw.Control(func(fd uintptr) {
+		for i, o := range streamOptions {
+			if values[i] >= 0 {
+				_ = unix.SetsockoptInt(int(fd), o.level, o.name, values[i])
+			}
+		}
+	})
 }
 
 // acceptNow accepts a connection that is in the queue of the listener c, also

@@ -27,6 +27,14 @@ func (p *Process) addDrainer(d drainer) {
 
 func (p *Process) countAnswer() { p.answered.Add(1) }
 
+// servesHTTP wakes whoever waits for a listener to be served.
+func (p *Process) servesHTTP() {
+	p.mu.Lock()
+	defer p.mu.Unlock()
+	close(p.httpServes)
+	p.httpServes = make(chan struct{})
+}
+
 // drainer is the i-th of what drains. After the last come the holds: what the
 // others finish may take some until it is finished.
 func (p *Process) drainer(i int) (d drainer, last bool) {
@@ -70,6 +78,7 @@ type drainRun struct {
 
 // beginDrain starts the lame duck of whatever drains, and waits for it elsewhere.
 func (p *Process) beginDrain(plain bool) {
+	p.adopters.end()
 	p.setDrainTime() // anew: since its state changed, this process may have been stopped
 	run := drainRun{began: p.began, clock: newDrainClock(p.deadline), plain: plain, hammered: p.hammered, shut: p.shut, open: p.openConnections()}
 	add(run.open, p.holds.open())
@@ -104,10 +113,12 @@ func (p *Process) drain(run drainRun) (Report, bool) {
 	all := slices.Clone(p.drainers.all)
 	p.drainers.Unlock()
 	r := Report{Open: run.open}
+	m := p.startMoving(run, all)
 	for _, d := range all {
 		d.beginDrain(spread, run.plain)
 	}
 	ended, ok := p.allDrained(run)
+	m.halt()
 	if !ok {
 		return r, false
 	}
@@ -115,7 +126,7 @@ func (p *Process) drain(run drainRun) (Report, bool) {
 		r.Cut = p.cutAll()
 		r.Holds = p.holds.leftAtDeadline()
 	}
-	r.Answered, r.Duration = p.answered.Load(), time.Since(run.began)
+	r.Answered, r.Moved, r.Duration = p.answered.Load(), p.moved.Load(), time.Since(run.began)
 	if run.plain && p.cfg.AfterDrain != nil {
 		r.Reason = string(whyStopped)
 		p.callHook("AfterDrain", run.hammered, func(ctx context.Context) error { return p.cfg.AfterDrain(ctx, r) })
@@ -215,7 +226,7 @@ func (p *Process) drained(r Report) {
 		level = slog.LevelWarn
 	}
 	p.Logger().Log(context.Background(), level, "drained", "open", r.Open, "cut", r.Cut,
-		"holds", clipCounts(r.Holds), "answered", r.Answered, "duration", r.Duration)
+		"holds", clipCounts(r.Holds), "answered", r.Answered, "moved", r.Moved, "duration", r.Duration)
 	p.finished = true
 	p.drainedIfDone()
 }

@@ -18,7 +18,7 @@ import (
 // server warns of those that it does not know:
 //
 //	FAULTS_HALT="before serve,read got"   stop once at each of these steps
-//	FAULTS_WITHOUT=take-back              one of mutations()
+//	FAULTS_WITHOUT="boundary-rule,self-check"   do without these: names of mutations(), one at most, and of rules
 
 // halts are the steps at which this process has still to stop, each once.
 var halts = struct {
@@ -61,20 +61,31 @@ func haltAt(when string, t msgType) {
 	}
 }
 
-// dropped is the rule that this process does without, nil for none.
-var dropped = readDropped(os.Getenv("FAULTS_WITHOUT"))
+// dropped is the rule of the machine that this process does without, nil for none,
+// and droppedRules are the others.
+var dropped, droppedRules = readDropped(os.Getenv("FAULTS_WITHOUT"))
 
-func readDropped(name string) *mutation {
-	if name == "" {
-		return nil
+func readDropped(list string) (machine *mutation, others map[rule]bool) {
+	all, others := mutations(), map[rule]bool{}
+	for name := range strings.SplitSeq(list, ",") {
+		if name = strings.TrimSpace(name); name == "" {
+			continue
+		}
+		i := slices.IndexFunc(all, func(m mutation) bool { return m.name == name })
+		switch {
+		case rule(name) == ruleBoundary, rule(name) == ruleSelfCheck:
+			others[rule(name)] = true
+		case i < 0 || machine != nil:
+			panic(fmt.Sprintf("FAULTS_WITHOUT: there is no rule %q, or a second one of the machine", name))
+		default:
+			machine = &all[i]
+		}
 	}
-	all := mutations()
-	i := slices.IndexFunc(all, func(m mutation) bool { return m.name == name })
-	if i < 0 {
-		panic(fmt.Sprintf("FAULTS_WITHOUT: there is no rule %q", name))
-	}
-	return &all[i]
+	return machine, others
 }
+
+// lacks says whether this process does without a rule.
+func lacks(r rule) bool { return droppedRules[r] }
 
 // step is the machine's, or that of a mutation.
 func step(m *machine, ev event) []action {

@@ -40,6 +40,8 @@ type drainHost interface {
 	addDrainer(d drainer)
 	// countAnswer is called for each request that was answered.
 	countAnswer()
+	// servesHTTP is called when a listener begins to be served.
+	servesHTTP()
 }
 
 // NewHTTPServer makes srv serve for p. It is called once for a srv, before
@@ -52,7 +54,10 @@ type drainHost interface {
 // Hooks and handlers that look at connections (ConnState, ConnContext,
 // Hijack) find one with a NetConn method, which returns the connection that
 // was accepted, for use by those who must set an option on it.
-func NewHTTPServer(p *Process, srv *http.Server) *HTTPServer { return newHTTPServer(p, srv) }
+func NewHTTPServer(p *Process, srv *http.Server) *HTTPServer {
+	p.checkMoving()
+	return newHTTPServer(p, srv)
+}
 
 func newHTTPServer(host drainHost, srv *http.Server) *HTTPServer {
 	if _, again := srv.Handler.(*drainHandler); again {
@@ -60,6 +65,7 @@ func newHTTPServer(host drainHost, srv *http.Server) *HTTPServer {
 	}
 	h := &HTTPServer{srv: srv, drain: newHTTPDrain(srv)}
 	h.hook(host.countAnswer)
+	h.drain.serves = host.servesHTTP
 	host.addDrainer(h.drain)
 	return h
 }
@@ -93,8 +99,11 @@ func (h *HTTPServer) hook(answered func()) {
 	}
 	if baseContext := srv.BaseContext; baseContext != nil {
 		srv.BaseContext = func(ln net.Listener) context.Context {
-			if tracked, ok := ln.(*trackedListener); ok {
-				ln = tracked.Listener
+			switch l := ln.(type) {
+			case *trackedListener:
+				ln = l.Listener
+			case *returnListener:
+				ln = l.of.Listener
 			}
 			return baseContext(ln)
 		}
@@ -109,18 +118,18 @@ func (h *HTTPServer) hook(answered func()) {
 // srv down. Serve closes ln. It may be called for several listeners.
 //
 // When the drain begins every ln is closed, also one that no handoff passes on.
-func (h *HTTPServer) Serve(ln net.Listener) error { return h.serve(ln, h.srv.Serve) }
+func (h *HTTPServer) Serve(ln net.Listener) error { return h.serve(ln, false, h.srv.Serve) }
 
 // ServeTLS is like Serve for TLS, with the certificate as for
 // http.Server.ServeTLS. Prefer it to giving Serve a tls.Listener: what
 // arrives by that is drained too, but none of its silent connections are
 // closed before the deadline.
 func (h *HTTPServer) ServeTLS(ln net.Listener, certFile, keyFile string) error {
-	return h.serve(ln, func(ln net.Listener) error { return h.srv.ServeTLS(ln, certFile, keyFile) })
+	return h.serve(ln, true, func(ln net.Listener) error { return h.srv.ServeTLS(ln, certFile, keyFile) })
 }
 
-func (h *HTTPServer) serve(ln net.Listener, serve func(net.Listener) error) error {
-	tracked := &trackedListener{onceListener: onceListener{Listener: ln}, drain: h.drain}
+func (h *HTTPServer) serve(ln net.Listener, tls bool, serve func(net.Listener) error) error {
+	tracked := &trackedListener{onceListener: onceListener{Listener: ln}, drain: h.drain, tls: tls}
 	defer tracked.Close()
 	if !h.drain.addListener(tracked) {
 		return nil

@@ -3,6 +3,7 @@ package handoff
 import (
 	"context"
 	"crypto/tls"
+	"errors"
 	"io"
 	"net"
 	"net/http"
@@ -15,6 +16,8 @@ import (
 type trackedListener struct {
 	onceListener
 	drain *httpDrain
+	tls   bool            // net/http puts TLS around what is accepted
+	back  *returnListener // made when first needed; under drain.mu
 }
 
 func (l *trackedListener) Accept() (net.Conn, error) {
@@ -22,7 +25,7 @@ func (l *trackedListener) Accept() (net.Conn, error) {
 	if err != nil {
 		return nil, err
 	}
-	return l.drain.track(nc), nil
+	return l.drain.track(nc, l), nil
 }
 
 // trackedConn is one connection of an HTTPServer: what net/http reads from
@@ -38,6 +41,7 @@ func (l *trackedListener) Accept() (net.Conn, error) {
 type trackedConn struct {
 	passConn
 	drain  *httpDrain
+	from   *trackedListener // nil where it does not matter
 	notice *notice
 
 	// ready is true for a connection that arrived with TLS around it
@@ -57,7 +61,11 @@ type trackedConn struct {
 	gaveUp bool // a handler gave no answer, because of the deadline
 	wasCut bool // closed, and had not ended by itself, since the deadline
 
-	asked int // size of the last read
+	asked    int       // size of the last read
+	reading  bool      // a read is under way
+	deadline time.Time // for reads, as net/http set it
+	taker    *carrier  // has interrupted the read that is under way, to take the connection; nil: nobody
+	left     bool      // it is in other hands: what is closed here is this process's copy
 
 	// The following begin anew when the connection becomes idle.
 	spoke     bool // a byte was received
@@ -74,11 +82,28 @@ func (c *trackedConn) Read(p []byte) (int, error) {
 	c.mu.Lock()
 	c.reads++
 	c.asked = len(p)
+	if c.leaveLocked(nil) {
+		c.mu.Unlock()
+		return 0, io.EOF
+	}
+	c.reading = true
 	c.mu.Unlock()
 
 	n, err := c.Conn.Read(p)
 
 	c.mu.Lock()
+	defer c.mu.Unlock()
+	for c.interruptedLocked(n, err) {
+		if c.leaveLocked(c.taker) {
+			return 0, io.EOF
+		}
+		c.ignoreTakerLocked()
+		c.mu.Unlock()
+		n, err = c.Conn.Read(p)
+		c.mu.Lock()
+	}
+	c.ignoreTakerLocked()
+	c.reading = false
 	if n > 0 {
 		c.spoke = true
 		if c.h2 && c.drain.isDraining() {
@@ -86,8 +111,29 @@ func (c *trackedConn) Read(p []byte) (int, error) {
 		}
 	}
 	c.ended = c.ended || err != nil && !c.closed // not by our closing it
-	c.mu.Unlock()
 	return n, err
+}
+
+// Write fails where the connection has left: net/http has nothing to write then.
+func (c *trackedConn) Write(p []byte) (int, error) {
+	if c.hasLeft() {
+		return 0, net.ErrClosed
+	}
+	return c.Conn.Write(p)
+}
+
+// CloseWrite is passConn's; it would end a connection that has left for whoever has it.
+func (c *trackedConn) CloseWrite() error {
+	if c.hasLeft() {
+		return net.ErrClosed
+	}
+	return c.passConn.CloseWrite()
+}
+
+func (c *trackedConn) hasLeft() bool {
+	c.mu.Lock()
+	defer c.mu.Unlock()
+	return c.left
 }
 
 // WriteTo is passConn's, after which the connection is not silent any more.
@@ -99,19 +145,18 @@ func (c *trackedConn) WriteTo(w io.Writer) (int64, error) {
 }
 
 func (c *trackedConn) SetDeadline(t time.Time) error {
-	c.noteDeadline()
-	return c.Conn.SetDeadline(t)
+	return errors.Join(c.SetReadDeadline(t), c.Conn.SetWriteDeadline(t))
 }
 
 func (c *trackedConn) SetReadDeadline(t time.Time) error {
-	c.noteDeadline()
-	return c.Conn.SetReadDeadline(t)
-}
-
-func (c *trackedConn) noteDeadline() {
 	c.mu.Lock()
+	defer c.mu.Unlock()
 	c.deadlines++
-	c.mu.Unlock()
+	c.deadline = t
+	if c.taker != nil {
+		return nil // ignoreTakerLocked sets it
+	}
+	return c.Conn.SetReadDeadline(t)
 }
 
 // Close closes the connection. From its return on the drain does not count it.
@@ -120,7 +165,7 @@ func (c *trackedConn) Close() error {
 	first := !c.closed
 	if first {
 		c.closed = true
-		c.wasCut = c.isCutLocked()
+		c.wasCut = !c.left && c.isCutLocked()
 	}
 	c.mu.Unlock()
 	err := c.Conn.Close()
@@ -193,7 +238,7 @@ func (c *trackedConn) kindLocked() string {
 func (c *trackedConn) silentSince() (time.Time, bool) {
 	c.mu.Lock()
 	defer c.mu.Unlock()
-	return c.since, !c.closed && c.atBoundary() && !unread(c.Conn)
+	return c.since, !c.closed && !c.left && c.atBoundary() && !unread(c.Conn)
 }
 
 const (
@@ -256,6 +301,9 @@ func (c *trackedConn) betweenFrames() bool {
 func (c *trackedConn) atDeadline() (mayFinish bool) {
 	c.mu.Lock()
 	defer c.mu.Unlock()
+	if c.left {
+		return false
+	}
 	c.kindAtDeadline = c.kindLocked()
 	c.mayFinish = c.h2 || c.state == http.StateActive || c.state == http.StateHijacked
 	return c.mayFinish

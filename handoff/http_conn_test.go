@@ -143,7 +143,7 @@ func TestTrackedConnPassesThrough(t *testing.T) {
 func TestTrackedConnOverSomethingSimple(t *testing.T) {
 	ours, theirs := net.Pipe()
 	defer theirs.Close()
-	c := newHTTPDrain(&http.Server{}).track(ours).(*trackedConn)
+	c := newHTTPDrain(&http.Server{}).track(ours, nil).(*trackedConn)
 	defer c.Close()
 	go func() { c.ReadFrom(strings.NewReader("hello")) }()
 	got := make([]byte, 5)
@@ -174,7 +174,7 @@ func BenchmarkConn(b *testing.B) {
 			require.NoError(b, err)
 			drain := newHTTPDrain(&http.Server{})
 			if tracked {
-				nc = drain.track(nc)
+				nc = drain.track(nc, nil)
 			}
 			defer nc.Close()
 			message, buf := make([]byte, 100), make([]byte, netHTTPReadSize)

@@ -4,9 +4,12 @@ import (
 	"context"
 	"crypto/tls"
 	"errors"
+	"maps"
 	"net"
 	"net/http"
+	"slices"
 	"sync"
+	"sync/atomic"
 	"time"
 )
 
@@ -60,6 +63,10 @@ type httpDrain struct {
 	draining chan struct{} // closed when the drain begins
 	done     chan struct{} // closed when it has ended
 
+	carrier    atomic.Pointer[carrier] // where idle connections go; nil: they stay
+	travelling atomic.Int64            // connections that have left, and not arrived
+	serves     func()                  // called when a listener begins to be served
+
 	mu        sync.Mutex
 	begun     time.Time // zero before the drain
 	spread    time.Duration
@@ -69,7 +76,9 @@ type httpDrain struct {
 	settled   chan struct{} // closed when there are none
 	cuts      map[string]int
 	listeners map[*trackedListener]struct{}
+	returns   []*returnListener
 	conns     map[*trackedConn]struct{}
+	idle      map[*idleConn]struct{}     // those that came from another process, and have not been asked anything since
 	ready     map[*tls.Conn]*trackedConn // those that arrived with TLS around them
 }
 
@@ -84,6 +93,7 @@ func newHTTPDrain(srv *http.Server) *httpDrain {
 		cuts:      make(map[string]int),
 		listeners: make(map[*trackedListener]struct{}),
 		conns:     make(map[*trackedConn]struct{}),
+		idle:      make(map[*idleConn]struct{}),
 		ready:     make(map[*tls.Conn]*trackedConn),
 	}
 }
@@ -139,13 +149,26 @@ func (d *httpDrain) closeSilent() {
 	}
 }
 
+// quiet is a connection that may be closed where its client is silent.
+type quiet interface {
+	silentSince() (since time.Time, certain bool)
+	closeSilent()
+}
+
 // silent returns the connections that have been silent for long enough, and
 // when to look again: no other one can have been so before.
-func (d *httpDrain) silent(now time.Time) (silent []*trackedConn, next time.Duration) {
+func (d *httpDrain) silent(now time.Time) (silent []quiet, next time.Duration) {
 	d.mu.Lock()
 	defer d.mu.Unlock()
 	next = d.silence
+	all := make([]quiet, 0, len(d.conns)+len(d.idle))
 	for c := range d.conns {
+		all = append(all, c)
+	}
+	for c := range d.idle {
+		all = append(all, c)
+	}
+	for _, c := range all {
 		since, certain := c.silentSince()
 		if !certain {
 			continue
@@ -167,7 +190,15 @@ func (d *httpDrain) open() map[string]int {
 	defer d.mu.Unlock()
 	open := make(map[string]int)
 	for c := range d.conns {
+		if !c.hasLeft() {
+			open[c.kind()]++
+		}
+	}
+	for c := range d.idle {
 		open[c.kind()]++
+	}
+	if n := int(d.travelling.Load()); n > 0 {
+		open["idle"] += n
 	}
 	return open
 }
@@ -191,10 +222,17 @@ func (d *httpDrain) cut() map[string]int {
 	for c := range d.conns { // now that each is counted for what it was
 		c.notice.deadline()
 	}
+	idle := slices.Collect(maps.Keys(d.idle))
+	for _, c := range idle {
+		d.cuts[c.kind()]++
+	}
 	if d.unsettled == 0 {
 		close(d.settled)
 	}
 	d.mu.Unlock()
+	for _, c := range idle {
+		c.close()
+	}
 
 	ctx, cancel := context.WithTimeout(context.Background(), d.grace)
 	defer cancel()
@@ -238,7 +276,11 @@ func (d *httpDrain) forceAll() {
 	for c := range d.conns {
 		rest = append(rest, c)
 	}
+	idle := slices.Collect(maps.Keys(d.idle))
 	d.mu.Unlock()
+	for _, c := range idle {
+		c.close()
+	}
 	for _, c := range rest {
 		c.force()
 	}
@@ -262,7 +304,25 @@ func (d *httpDrain) addListener(l *trackedListener) bool {
 		return false
 	}
 	d.listeners[l] = struct{}{}
+	if d.serves != nil {
+		d.serves()
+	}
 	return true
+}
+
+// served finds a listener whose connections can move.
+func (d *httpDrain) served(match func(*manifestItem) bool) *trackedListener {
+	d.mu.Lock()
+	defer d.mu.Unlock()
+	for l := range d.listeners {
+		if !l.canMove() {
+			continue
+		}
+		if it := l.Listener.(*listener).item(); match(&it) {
+			return l
+		}
+	}
+	return nil
 }
 
 func (d *httpDrain) removeListener(l *trackedListener) {
@@ -274,8 +334,8 @@ func (d *httpDrain) removeListener(l *trackedListener) {
 
 // track begins to count a connection that was just accepted, and returns
 // what net/http is to serve.
-func (d *httpDrain) track(nc net.Conn) net.Conn {
-	c := &trackedConn{passConn: passConn{nc}, drain: d, notice: newNotice()}
+func (d *httpDrain) track(nc net.Conn, from *trackedListener) net.Conn {
+	c := &trackedConn{passConn: passConn{nc}, drain: d, from: from, notice: newNotice()}
 	served := net.Conn(c)
 	tc, ready := nc.(*tls.Conn)
 	if ready {
@@ -353,7 +413,8 @@ func (d *httpDrain) connState(nc net.Conn, state http.ConnState) {
 // checkDoneLocked ends the drain when no connection is open and none can
 // come: an accept loop that still runs may have one in its hands.
 func (d *httpDrain) checkDoneLocked() {
-	if !d.begun.IsZero() && len(d.conns) == 0 && len(d.listeners) == 0 {
+	if !d.begun.IsZero() && len(d.conns) == 0 && len(d.listeners) == 0 &&
+		len(d.idle) == 0 && d.travelling.Load() == 0 {
 		d.endLocked()
 	}
 }
@@ -362,6 +423,9 @@ func (d *httpDrain) endLocked() {
 	if !d.ended {
 		d.ended = true
 		close(d.done)
+		for _, l := range d.returns {
+			l.Close()
+		}
 	}
 }
 

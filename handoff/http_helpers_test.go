@@ -28,6 +28,8 @@ type fakeHost struct {
 
 func (h *fakeHost) countAnswer() { h.answered.Add(1) }
 
+func (h *fakeHost) servesHTTP() {}
+
 func (h *fakeHost) addDrainer(d drainer) { h.drainers = append(h.drainers, d) }
 
 // testServer is an HTTPServer that serves on a port of its own.

@@ -37,14 +37,16 @@ type httpResponse interface {
 }
 
 // announcer puts "Connection: close" into one answer, where the drain has
-// begun by the time that the handler gives its header. net/http closes an
+// begun by the time that the handler gives its header, and the connection can't
+// count on moving to the next process. net/http closes an
 // HTTP/1 connection after such an answer, and makes of it a GOAWAY for an
 // HTTP/2 connection, which never sees the header.
 //
 // Like the ResponseWriter that it looks after it is for one goroutine at a time.
 type announcer struct {
 	drain *httpDrain
-	given bool // the handler has given the header
+	conn  *trackedConn // nil by HTTP/2, and where the connection is not one of ours
+	given bool         // the handler has given the header
 }
 
 // before is called ahead of whatever may give the header.
@@ -53,7 +55,7 @@ func (a *announcer) before(w http.ResponseWriter, code int) {
 		return // informational answers come before the one that counts
 	}
 	a.given = true
-	if code != http.StatusSwitchingProtocols && a.drain.isDraining() {
+	if code != http.StatusSwitchingProtocols && a.drain.announces(a.conn) {
 		announceClose(w.Header())
 	}
 }
@@ -84,7 +86,7 @@ func announceClose(h http.Header) {
 func wrapResponse(w http.ResponseWriter, c *trackedConn, d *httpDrain) (http.ResponseWriter, *announcer) {
 	switch r := w.(type) {
 	case http1Response:
-		w := &http1Writer{http1Response: r, conn: c, announcer: announcer{drain: d}}
+		w := &http1Writer{http1Response: r, announcer: announcer{drain: d, conn: c}}
 		return w, &w.announcer
 	case http2Response:
 		w := &http2Writer{http2Response: r, announcer: announcer{drain: d}}
@@ -98,7 +100,6 @@ func wrapResponse(w http.ResponseWriter, c *trackedConn, d *httpDrain) (http.Res
 // http1Writer is the http.ResponseWriter of an HTTP/1 request.
 type http1Writer struct {
 	http1Response
-	conn *trackedConn // nil where the connection is not one of ours
 	announcer
 }
 

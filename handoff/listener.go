@@ -18,6 +18,7 @@ type listener struct {
 	mu      sync.Mutex
 	inner   net.Listener // nil: does not accept
 	addr    net.Addr
+	of      manifestItem  // what it is called, and is
 	shut    bool          // take what is queued, then end
 	ended   bool          //
 	changed chan struct{} // closed and replaced at each change
@@ -31,6 +32,13 @@ const shutGrace = time.Second
 
 func newListener(giveUp func()) *listener {
 	return &listener{changed: make(chan struct{}), done: make(chan struct{}), giveUp: giveUp}
+}
+
+// item names the listener to whoever takes its connections.
+func (l *listener) item() manifestItem {
+	l.mu.Lock()
+	defer l.mu.Unlock()
+	return manifestItem{Name: l.of.Name, Kind: kindStream, Network: l.of.Network, Local: l.addr.String()}
 }
 
 // change runs f under the lock and wakes whoever waits.

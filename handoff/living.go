@@ -162,6 +162,7 @@ func (p *Process) self() *GenerationStatus {
 	g.Takeover = p.cfg.Takeover.String()
 	g.Handoff = p.handoff
 	g.Open, g.Holds, g.Answered = p.openConnections(), clipCounts(p.holds.names()), p.answered.Load()
+	g.Moved, g.Adopted, g.MoveOff = p.moved.Load(), p.adopted.Load(), clip(p.moveOff())
 	g.Sockets, g.Unclaimed = p.sockets.count()
 	g.Stopping = p.m.leaving
 	g.Unhealthy = clip(p.complaint)

@@ -127,7 +127,7 @@ func TestLateHTTPConnectionIsTold(t *testing.T) {
 	d.begun = time.Now() // what beginDrain does but for closing the listener
 	ours, theirs := net.Pipe()
 	defer theirs.Close()
-	c := d.track(ours).(*trackedConn)
+	c := d.track(ours, nil).(*trackedConn)
 	defer c.Close()
 	require.True(t, isClosed(c.notice.draining))
 }

@@ -33,7 +33,10 @@ type Process struct {
 		spread time.Duration
 	}
 	holds    *holdSet
+	adopters adopters
 	answered atomic.Uint64 // HTTP requests
+	moved    atomic.Uint64 // idle connections to another process
+	adopted  atomic.Uint64 // and from another
 
 	inbox   chan func()
 	posting sync.RWMutex  // held while something is put into inbox
@@ -53,8 +56,11 @@ type Process struct {
 	handoff    string // id of the handoff under way, or of the last one
 	err        error
 	unclaimed  []string
-	complaint  string // of ReportUnhealthy
-	passed     bool   // Config.Checks
+	complaint  string        // of ReportUnhealthy
+	passed     bool          // Config.Checks
+	noMoves    string        // why idle connections do not move; "" if they do
+	coming     int           // connections that the incumbent had open when it welcomed this process
+	httpServes chan struct{} // closed and replaced when a listener begins to be served by HTTP
 	report     Report
 	ending     bool
 
@@ -99,12 +105,16 @@ func newProcess(cfg Config) *Process {
 		cfg: cfg, instance: rand.Text()[:12], started: time.Now(),
 		inbox: make(chan func(), 64), stopped: make(chan struct{}, 1), serving: make(chan struct{}), done: make(chan struct{}), gone: make(chan struct{}), joined: make(chan struct{}),
 		holds: newHoldSet(), revision: 1, retired: map[*link]bool{}, hammered: make(chan struct{}),
+		httpServes: make(chan struct{}),
 	}
 	p.life, p.die = context.WithCancel(context.Background())
 	p.program = program{PID: os.Getpid(), Label: cfg.Label, Request: cfg.Request, Started: p.started}
 	p.m.seeking = true
 	p.m.mode, p.m.probation, p.m.delays = cfg.Takeover, cfg.Probation > 0, cfg.StopDelay > 0 || cfg.BeforeStop != nil
 	p.m.kill = cfg.KillSilent > 0
+	if cfg.MoveIdle == MoveIdleOff {
+		p.noMoves = "turned off by its configuration"
+	}
 	return p
 }
 
@@ -432,7 +442,7 @@ func (p *Process) ended(why reason) {
 	}
 	p.closeDone()
 	p.mu.Lock()
-	p.report.Reason, p.report.Answered = string(why), p.answered.Load()
+	p.report.Reason, p.report.Answered, p.report.Moved = string(why), p.answered.Load(), p.moved.Load()
 	err := p.err
 	p.mu.Unlock()
 	if p.attempt != nil {

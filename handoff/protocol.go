@@ -72,6 +72,9 @@ const (
 	// a draining generation to whoever serves, and back
 	msgRegister
 	msgHurry
+	msgMove
+	msgConnections
+	msgKeep
 	// operator
 	msgStatus
 	msgListSockets
@@ -93,7 +96,7 @@ const (
 var msgNames = [msgCount]string{
 	"", "hello", "got", "rejected", "ready", "serving", "released", "revoked", "abort",
 	"welcome", "busy", "refuse", "sockets", "serve", "release", "revoke", "draining", "bye",
-	"register", "hurry", "status", "list_sockets", "handover", "rollback", "drain", "stop", "withdraw",
+	"register", "hurry", "move", "connections", "keep", "status", "list_sockets", "handover", "rollback", "drain", "stop", "withdraw",
 	"ok", "socket_list", "ping", "pong", "error",
 }
 
@@ -147,7 +150,11 @@ type frame struct {
 	N          int            `json:"n,omitempty"`         // got: descriptors received; ready: sockets claimed
 	Exclusive  []int          `json:"exclusive,omitempty"` // ready: indexes of those that must not have two owners
 	Rejected   []rejection    `json:"rejected,omitempty"`
+	Open       int            `json:"open,omitempty"`       // welcome: connections that may move
 	Singletons bool           `json:"singletons,omitempty"` // ready: has jobs of which only the process that serves may run one
+
+	// connections: of Sockets, the listeners that they came through
+	Moved []movedItem `json:"moved,omitempty"`
 
 	// bye
 	Cut map[string]int `json:"cut,omitempty"` // connections cut at the drain deadline, by kind
@@ -215,6 +222,14 @@ const (
 	kindFile    kind = "file"    // anything else, asked for by name
 )
 
+// movedItem is one connection that moves; the descriptor with the same index in the
+// frame is it.
+type movedItem struct {
+	Listener int   `json:"listener"`        // index in sockets
+	Fresh    bool  `json:"fresh,omitempty"` // nothing was asked on it yet
+	IdleMS   int64 `json:"idle_ms"`         // since it was accepted, or became idle
+}
+
 type rejection struct {
 	Index  int    `json:"index"`
 	Reason string `json:"reason"`
@@ -271,7 +286,7 @@ func (f *frame) check() error {
 			return fmt.Errorf("%s: text of %d bytes, at most %d are allowed", f.Type, len(s), maxTextLen)
 		}
 	}
-	for _, n := range []int{f.First, f.N, f.Offset, f.WaitMS, f.RetryMS, f.Total} {
+	for _, n := range []int{f.First, f.N, f.Offset, f.WaitMS, f.RetryMS, f.Total, f.Open} {
 		if n < 0 {
 			return fmt.Errorf("%s: negative number %d", f.Type, n)
 		}
@@ -279,7 +294,7 @@ func (f *frame) check() error {
 	if f.Generation > maxGeneration || f.Program != nil && f.Program.Generation > maxGeneration {
 		return fmt.Errorf("%s: a generation's number is too large", f.Type)
 	}
-	if f.First > maxSockets+1-len(f.Sockets) || f.Total > maxSockets+1 || len(f.Sockets) > maxBatch || len(f.Rejected) > maxRejects ||
+	if f.First > maxSockets+1-len(f.Sockets) || f.Total > maxSockets+1 || len(f.Sockets) > maxBatch || len(f.Moved) > maxBatch || len(f.Rejected) > maxRejects ||
 		len(f.Files) > maxFileNames || len(f.Older) > maxOlder || len(f.Requests) > maxRequests {
 		return fmt.Errorf("%s: a list is longer than allowed", f.Type)
 	}
@@ -368,6 +383,15 @@ func (f *frame) checkType() error {
 	case msgSockets:
 		if len(f.Sockets) == 0 && !f.Last {
 			return errors.New("sockets: an empty batch that is not the last")
+		}
+	case msgConnections:
+		if len(f.Sockets) == 0 || len(f.Sockets) > maxListeners || len(f.Moved) == 0 {
+			return errors.New("connections: too few or too many listeners, or no connection")
+		}
+		for _, m := range f.Moved {
+			if m.Listener < 0 || m.Listener >= len(f.Sockets) || m.IdleMS < 0 {
+				return errors.New("connections: an item is out of range")
+			}
 		}
 	case msgRegister:
 		if f.Self == nil {

@@ -71,6 +71,7 @@ func (set *socketSet) enter(all []*socket, giveUp func(*socket)) error {
 	for _, s := range all {
 		if s.item.Kind == kindStream {
 			s.listener = newListener(func() { giveUp(s) })
+			s.listener.of = s.item
 		} else {
 			s.packet = newPacketConn(func() { giveUp(s) })
 		}

@@ -1,0 +1,304 @@
+package handoff
+
+import (
+	"context"
+	"errors"
+	"fmt"
+	"io"
+	"net"
+	"os"
+	"slices"
+	"sync"
+	"time"
+
+	"golang.org/x/sys/unix"
+)
+
+// Idle HTTP connections on their way in: from a generation that drains to this
+// process, which serves. moving.go says who has them at each moment.
+
+// adopters are the connections over which they come. The zero value is none.
+type adopters struct {
+	mu    sync.Mutex
+	conns []*conn
+	ended bool // this process serves no more
+}
+
+func (a *adopters) add(c *conn) bool {
+	a.mu.Lock()
+	defer a.mu.Unlock()
+	if !a.ended {
+		a.conns = append(a.conns, c)
+	}
+	return !a.ended
+}
+
+func (a *adopters) remove(c *conn) {
+	a.mu.Lock()
+	defer a.mu.Unlock()
+	a.conns = slices.DeleteFunc(a.conns, func(k *conn) bool { return k == c })
+}
+
+// end has each of them closed once no batch is on its way: whoever gives finds the
+// one who serves then.
+func (a *adopters) end() {
+	a.mu.Lock()
+	defer a.mu.Unlock()
+	a.ended = true
+	for _, c := range a.conns {
+		c.interrupt()
+	}
+}
+
+func (a *adopters) hasEnded() bool {
+	a.mu.Lock()
+	defer a.mu.Unlock()
+	return a.ended
+}
+
+// adoption is a connection that may be served here.
+type adoption struct {
+	from  *trackedListener
+	d     *descriptor
+	fresh bool
+	since time.Time
+}
+
+// adoptFrom takes connections over c from the generation that drains and has said f,
+// until one of the two has no more.
+func (p *Process) adoptFrom(c *conn, f *frame) {
+	if no := p.takesNone(); no != nil {
+		say(c, no)
+		return
+	}
+	if !p.adopters.add(c) {
+		say(c, refusal("busy", "this process serves no more", "ask again"))
+		return
+	}
+	defer p.adopters.remove(c)
+	if err := c.takeRights(); err != nil || say(c, p.okFrame("connections are taken")) != nil {
+		return
+	}
+	from, before := f.Generation, p.adopted.Load()
+	defer func() {
+		if n := p.adopted.Load() - before; n > 0 {
+			p.Logger().Info("idle connections came", "from", from, "connections", n)
+		}
+	}()
+	var held []adoption // `got` could not be sent
+	for held != nil || !p.adopters.hasEnded() {
+		b, fds, err := c.receive()
+		switch {
+		case errors.Is(err, errInterrupted), errors.Is(err, errReset):
+			continue
+		case errors.Is(err, ErrTruncated):
+			// The limit of open files, as a rule. Nothing of the batch is left here.
+			say(c, refusal("truncated", "generation "+fmt.Sprint(p.Generation())+" has no room for more descriptors", "raise its limit of open files (ulimit -n)"))
+			continue
+		case errors.Is(err, io.EOF):
+			p.adopt(held) // without `keep` before, it died
+			return
+		case err != nil:
+			closeHeld(held)
+			return
+		}
+		f, err := decode(b)
+		switch {
+		case err == nil && f.Type == msgConnections && held == nil && len(fds) == len(f.Moved):
+			haltAt("read", f.Type)
+			held = p.takeBatch(c, f, fds)
+		case err == nil && f.Type == msgKeep:
+			haltAt("read", f.Type)
+			closeAll(fds)
+			closeHeld(held)
+			held = nil
+		default:
+			p.Logger().Warn("closed a connection: what came through it are no connections to take", "socket", c.path(), "from", from, "descriptors", len(fds), "error", err)
+			say(c, refusal("bad_request", "connections or keep is expected here", ""))
+			closeAll(fds)
+			closeHeld(held)
+			return
+		}
+	}
+}
+
+func closeHeld(held []adoption) {
+	for _, a := range held {
+		a.d.Close()
+	}
+}
+
+// takesNone says why no connections are taken here; nil if they are.
+func (p *Process) takesNone() (no *frame) {
+	if off := p.moveOff(); off != "" {
+		return refusal("moves_off", "generation "+fmt.Sprint(p.Generation())+" takes no connections: "+off, "")
+	}
+	p.ask(func() {
+		if s := p.m.state; s != StateServing && s != StateParked && s != StateReleasing {
+			no = refusal("busy", "this process does not serve: it is "+s.String(), "ask again")
+		}
+	})
+	return no
+}
+
+// takeRights lets descriptors come through c, which the control socket does not let
+// (SO_PASSRIGHTS is inherited from the listener).
+func (c *conn) takeRights() error {
+	raw, err := c.c.SyscallConn()
+	if err != nil {
+		return err
+	}
+	cerr := raw.Control(func(fd uintptr) {
+		err = rightsRefusal.try(func() error { return unix.SetsockoptInt(int(fd), unix.SOL_SOCKET, unix.SO_PASSRIGHTS, 1) })
+	})
+	if cerr != nil {
+		return cerr
+	}
+	if err != nil && !errors.Is(err, unix.ENOPROTOOPT) {
+		return os.NewSyscallError("setsockopt", err)
+	}
+	return nil
+}
+
+// takeBatch says which of a batch are taken, and serves them. Where that can't be
+// said it returns them.
+func (p *Process) takeBatch(c *conn, f *frame, fds []*descriptor) (held []adoption) {
+	listeners := make([]*trackedListener, len(f.Sockets))
+	for i := range f.Sockets {
+		listeners[i] = p.servedAs(&f.Sockets[i])
+	}
+	got := &frame{Type: msgGot, N: len(fds)}
+	take := make([]adoption, 0, len(fds))
+	for i, m := range f.Moved {
+		l := listeners[m.Listener]
+		if err := checkMoved(l, fds[i]); err != nil {
+			fds[i].Close()
+			got.Rejected = append(got.Rejected, rejection{Index: i, Reason: clip(err.Error())})
+			continue
+		}
+		take = append(take, adoption{l, fds[i], m.Fresh, time.Now().Add(-time.Duration(min(m.IdleMS, maxIdleMillis)) * time.Millisecond)})
+	}
+	b, err := got.encode()
+	if err == nil {
+		haltAt("before", got.Type)
+		err = c.send(b)
+		haltAt("sent", got.Type)
+	}
+	switch {
+	case err == nil:
+		p.adopt(take)
+		return nil
+	case errors.Is(err, net.ErrClosed): // here: the giver finds that out, and keeps them
+		closeHeld(take)
+		return nil
+	}
+	return take
+}
+
+// maxIdleMillis bounds for how long a connection may have been idle: a year.
+const maxIdleMillis = 365 * 24 * 60 * 60 * 1000
+
+// adopt serves connections that are this process's now.
+func (p *Process) adopt(all []adoption) {
+	for _, a := range all {
+		if a.from.drain.adopt(a.from, a.d, a.fresh, a.since) {
+			p.adopted.Add(1)
+		}
+	}
+}
+
+var errNotServed = errors.New("no HTTP server serves that listener here, or not as it is")
+
+// checkMoved compares a connection with the listener that it is said to have come
+// through. What is no such connection is not touched further.
+func checkMoved(l *trackedListener, d *descriptor) error {
+	if l == nil {
+		return errNotServed
+	}
+	f, err := d.facts()
+	switch {
+	case err != nil:
+		return err
+	case !f.isSocket || f.typ != unix.SOCK_STREAM || f.accepting || !isPlainStream(f.domain, f.protocol):
+		return errors.New("not a stream connection")
+	case !f.nonblock:
+		return errors.New("O_NONBLOCK is off")
+	case !cameThrough(f.addr, l.Addr()):
+		return fmt.Errorf("its address here is %s, which is not the listener's", f.local)
+	}
+	return checkNetns(f)
+}
+
+// isPlainStream: TCP, and nothing above it like MPTCP or SMC that a copy might not
+// share; or a Unix stream.
+func isPlainStream(domain, protocol int) bool {
+	switch domain {
+	case unix.AF_INET, unix.AF_INET6:
+		return protocol == unix.IPPROTO_TCP
+	case unix.AF_UNIX:
+		return protocol == 0
+	}
+	return false
+}
+
+// cameThrough says whether a connection with this local address may have been
+// accepted from a listener.
+func cameThrough(local, listener net.Addr) bool {
+	switch a := local.(type) {
+	case *net.TCPAddr:
+		l, ok := listener.(*net.TCPAddr)
+		return ok && a.Port == l.Port && (len(l.IP) == 0 || l.IP.IsUnspecified() || l.IP.Equal(a.IP))
+	case *net.UnixAddr:
+		l, ok := listener.(*net.UnixAddr)
+		return ok && a.Name == l.Name
+	}
+	return false
+}
+
+// servedAs finds what serves the listener it here: by its name, or, if it was renamed,
+// by its address. A program may be about to serve it: that is waited for, for a moment.
+func (p *Process) servedAs(it *manifestItem) *trackedListener {
+	ctx, cancel := context.WithTimeout(p.life, moveSweep)
+	defer cancel()
+	for {
+		p.mu.Lock()
+		more := p.httpServes
+		p.mu.Unlock()
+		if l := p.findServed(it); l != nil || !p.sockets.has(it) {
+			return l
+		}
+		select {
+		case <-more:
+		case <-ctx.Done():
+			return nil
+		}
+	}
+}
+
+func (p *Process) findServed(it *manifestItem) *trackedListener {
+	p.drainers.Lock()
+	all := slices.Clone(p.drainers.all)
+	p.drainers.Unlock()
+	for _, match := range []func(*manifestItem) bool{
+		func(o *manifestItem) bool { return o.Name == it.Name && o.family() == it.family() },
+		func(o *manifestItem) bool { return o.Local == it.Local && o.family() == it.family() },
+	} {
+		for _, d := range all {
+			if h, ok := d.(*httpDrain); ok {
+				if l := h.served(match); l != nil {
+					return l
+				}
+			}
+		}
+	}
+	return nil
+}
+
+// has says whether the program holds a listener of that name or address.
+func (set *socketSet) has(it *manifestItem) bool {
+	set.mu.Lock()
+	defer set.mu.Unlock()
+	return slices.ContainsFunc(set.claimed, func(s *socket) bool {
+		return s.item.Kind == kindStream && s.item.family() == it.family() && (s.item.Name == it.Name || s.item.Local == it.Local)
+	})
+}

@@ -1,0 +1,350 @@
+package handoff
+
+import (
+	"context"
+	"errors"
+	"fmt"
+	"os"
+	"time"
+)
+
+// Idle HTTP connections on their way out: while this process drains, they go to
+// whoever serves now. That is asked for anew whenever it has changed, over a
+// connection of its own to the control socket: the successor may have handed over in
+// turn while a request here was still under way, and an incumbent that took back is
+// no successor at all.
+//
+// A batch is on its way until the other end has said that it got it, and there is one
+// at a time. Who has it when that word does not come is decided as follows. †
+//
+//   - The taker says `got` before it reads a byte, and may read only if `got` was sent.
+//   - The giver that waits no longer says `keep`, then shuts its reading side, so that
+//     `got` can't be sent any more, and reads what was sent before. Without a `got` there
+//     the batch is its own again.
+//   - The taker that could not send `got` reads on: after `keep` it closes what it has;
+//     at the end of the connection without that word the giver is dead, and it keeps it.
+
+// moving is what this process gives away while it drains. It is nil where it gives
+// nothing.
+type moving struct {
+	p      *Process
+	k      *carrier
+	drains []*httpDrain
+	until  time.Time // then what is busy is told to close after all
+	ctx    context.Context
+	halted context.CancelFunc
+	done   chan struct{}
+	warned bool // the taker had no room
+}
+
+const (
+	// moveRetry is the first pause before it is looked again for somebody who serves;
+	// it doubles up to moveSweep.
+	moveRetry = 5 * time.Millisecond
+
+	// moveSweep is how often it is looked again for connections that could not leave,
+	// and for how long those of a listener are left alone that were not taken.
+	moveSweep = time.Second
+)
+
+var errNoMoves = errors.New("whoever serves takes no connections")
+
+// startMoving begins to give away the connections of those of all that are HTTP
+// servers. They must not have begun to drain.
+func (p *Process) startMoving(run drainRun, all []drainer) *moving {
+	if run.plain || p.moveOff() != "" {
+		return nil
+	}
+	m := &moving{p: p, done: make(chan struct{}), until: run.began.Add(p.cfg.DrainTimeout / 2)}
+	for _, d := range all {
+		if h, ok := d.(*httpDrain); ok {
+			m.drains = append(m.drains, h)
+		}
+	}
+	if len(m.drains) == 0 {
+		return nil
+	}
+	m.k = newCarrier(m.soon())
+	for _, d := range m.drains {
+		d.moveBy(m.k)
+	}
+	m.ctx, m.halted = context.WithCancel(p.life)
+	p.work.Go(m.run)
+	return m
+}
+
+// soon is until when it may take to find somebody who serves.
+func (m *moving) soon() time.Time {
+	t := time.Now().Add(m.p.cfg.StepTimeout)
+	if t.After(m.until) {
+		return m.until
+	}
+	return t
+}
+
+// halt ends the moving. When it returns, every connection is somebody's: what was on
+// its way and was not taken is open here again.
+func (m *moving) halt() {
+	if m != nil {
+		m.halted()
+		<-m.done
+	}
+}
+
+func (m *moving) run() {
+	defer close(m.done)
+	defer m.halted()
+	for pause := moveRetry; m.ctx.Err() == nil; pause = min(2*pause, moveSweep) {
+		c, err := m.meet()
+		switch {
+		case err == nil:
+			m.carry(c)
+			pause = moveRetry
+		case errors.Is(err, errNoMoves):
+			m.k.hopeUntil(time.Time{})
+			m.p.Logger().Info("idle connections stay here", "reason", err)
+		default:
+			m.p.Logger().Debug("nobody takes idle connections yet", "error", err)
+		}
+		select {
+		case <-time.After(pause):
+		case <-m.ctx.Done():
+		}
+	}
+	m.resume(m.k.end())
+}
+
+// meet connects to whoever serves now, and asks whether it takes connections.
+func (m *moving) meet() (c *conn, err error) {
+	p := m.p
+	ctx, cancel := context.WithTimeout(m.ctx, p.cfg.StepTimeout)
+	defer cancel()
+	if c, err = dial(ctx, p.cfg.Socket, p.allow()); err != nil {
+		return nil, err
+	}
+	defer func() {
+		if err != nil {
+			c.Close()
+		}
+	}()
+	if err = say(c, &frame{Type: msgMove, Generation: p.Generation()}); err != nil {
+		return nil, err
+	}
+	stop := context.AfterFunc(ctx, func() { c.setReadDeadline(longAgo()) })
+	f, err := p.question(c)
+	if !stop() {
+		return nil, errors.Join(context.Cause(ctx), err)
+	}
+	switch {
+	case err != nil:
+		return nil, err
+	case f.Type == msgOK:
+		return c, nil
+	case f.Type == msgError && (f.Code == "unknown_type" || f.Code == "moves_off"):
+		return nil, fmt.Errorf("%w: %s", errNoMoves, f.Text)
+	}
+	return nil, fmt.Errorf("%s: %s", f.Type, f.Text)
+}
+
+// carry moves connections over c until that ends, or halt. It closes c.
+func (m *moving) carry(c *conn) {
+	const room = 2 * maxBatch // the next batch is collected while one is on its way
+	replies := make(chan *frame)
+	m.p.work.Go(func() { m.hear(c, replies) })
+	m.k.open(room)
+	m.k.hopeUntil(m.until)
+	defer func() {
+		c.Close()
+		for range replies { // until the hearing has ended
+		}
+		m.resume(m.k.close(room))
+		m.k.hopeUntil(m.soon())
+	}()
+	sweep := time.NewTicker(moveSweep)
+	defer sweep.Stop()
+	m.sweep()
+	for m.ctx.Err() == nil {
+		batch := m.k.take()
+		if len(batch) == 0 {
+			select {
+			case <-m.k.changed:
+				if m.k.arrived(0) {
+					m.sweep()
+				}
+			case <-sweep.C:
+				m.sweep()
+			case _, ok := <-replies:
+				if !ok {
+					return
+				}
+			case <-m.ctx.Done():
+			}
+			continue
+		}
+		back, goOn := m.give(c, replies, batch)
+		m.resume(back)
+		if m.k.arrived(len(batch)) && goOn {
+			m.sweep()
+		}
+		if !goOn {
+			return
+		}
+	}
+}
+
+func (m *moving) sweep() {
+	for _, d := range m.drains {
+		d.sweep(m.k)
+	}
+}
+
+// hear passes on what the other end says, and closes replies when it says no more.
+func (m *moving) hear(c *conn, replies chan<- *frame) {
+	defer close(replies)
+	for {
+		b, fds, err := c.receive()
+		closeAll(fds) // none belong here
+		switch {
+		case errors.Is(err, errReset):
+			continue
+		case err != nil:
+			return
+		}
+		f, err := decode(b)
+		if err != nil {
+			return
+		}
+		haltAt("read", f.Type)
+		replies <- f
+	}
+}
+
+// give sends one batch, and returns what the other end did not take. goOn is false
+// when c is of no more use.
+func (m *moving) give(c *conn, replies <-chan *frame, batch []*movedConn) (back []*movedConn, goOn bool) {
+	f, fds := movedFrame(batch)
+	b, err := f.encode()
+	if err == nil {
+		haltAt("before", f.Type)
+		err = c.send(b, fds...)
+		haltAt("sent", f.Type)
+	}
+	if err != nil {
+		m.p.Logger().Debug("connections not sent", "error", err)
+		return batch, false
+	}
+	due := time.NewTimer(m.p.cfg.StepTimeout)
+	defer due.Stop()
+	kept, halted := false, m.ctx.Done()
+	for {
+		select {
+		case r, ok := <-replies:
+			switch {
+			case !ok: // all that it said was read, and `got` is not among it
+				return batch, false
+			case r.Type == msgGot:
+				back, err := m.acknowledged(batch, r)
+				return back, err == nil && !kept
+			case r.Type == msgError:
+				m.refused(batch, r)
+				return batch, !kept
+			}
+			continue
+		case <-due.C:
+			m.p.Logger().Warn("whoever serves does not say that it got connections; they are served here again", "connections", len(batch),
+				"hint", "look at that process: it may hang")
+		case <-halted:
+			halted = nil
+		}
+		if !kept {
+			kept = m.keep(c)
+		}
+		due.Reset(m.p.cfg.StepTimeout)
+	}
+}
+
+// keep takes back what was sent and not acknowledged, unless `got` was sent before
+// it returns: then that is read still.
+func (m *moving) keep(c *conn) bool {
+	haltAt("before", msgKeep)
+	if err := say(c, &frame{Type: msgKeep}); errors.Is(err, os.ErrDeadlineExceeded) {
+		return false // it can't be told: what it has may still be acknowledged
+	}
+	haltAt("sent", msgKeep)
+	return c.c.CloseRead() == nil
+}
+
+// movedFrame is a batch as it is sent.
+func movedFrame(batch []*movedConn) (*frame, []*descriptor) {
+	f := &frame{Type: msgConnections}
+	fds := make([]*descriptor, 0, len(batch))
+	index := map[*trackedListener]int{}
+	for _, c := range batch {
+		i, ok := index[c.from]
+		if !ok {
+			i = len(f.Sockets)
+			index[c.from] = i
+			f.Sockets = append(f.Sockets, c.from.Listener.(*listener).item())
+		}
+		f.Moved = append(f.Moved, movedItem{Listener: i, Fresh: c.fresh, IdleMS: max(0, time.Since(c.since).Milliseconds())})
+		fds = append(fds, c.d)
+	}
+	return f, fds
+}
+
+// acknowledged lets go of what was taken, and returns the rest.
+func (m *moving) acknowledged(batch []*movedConn, got *frame) (back []*movedConn, err error) {
+	rejected := make([]string, len(batch))
+	for _, r := range got.Rejected {
+		if r.Index < 0 || r.Index >= len(batch) || rejected[r.Index] != "" {
+			err = errLink
+			continue
+		}
+		rejected[r.Index] = r.Reason + " "
+	}
+	if got.N != len(batch) {
+		err = errLink
+	}
+	if err != nil {
+		// Two that read from one connection would be worse than none.
+		m.p.Logger().Error("whoever serves took connections and says something else than was sent; they are closed here", "sent", len(batch), "got", got.N)
+	}
+	for i, c := range batch {
+		if rejected[i] != "" && err == nil {
+			m.k.refuse(c.from, time.Now().Add(moveSweep))
+			m.p.Logger().Debug("a connection is not taken", "reason", rejected[i])
+			back = append(back, c)
+			continue
+		}
+		c.d.Close()
+		m.p.moved.Add(1)
+		c.drain.arrived()
+	}
+	return back, err
+}
+
+// refused: the other end could not take the batch, and has closed what it got of it.
+func (m *moving) refused(batch []*movedConn, r *frame) {
+	for _, c := range batch {
+		m.k.refuse(c.from, time.Now().Add(moveSweep))
+	}
+	if !m.warned {
+		m.warned = true
+		m.p.Logger().Warn("whoever serves can't take connections; they are served here, and told to close", "text", r.Text, "hint", r.Hint)
+	}
+}
+
+// resume serves connections here again.
+func (m *moving) resume(all []*movedConn) {
+	for _, c := range all {
+		c.drain.adopt(c.from, c.d, c.fresh, c.since)
+		c.drain.arrived()
+	}
+}
+
+// moveOff says why this process moves no connections; "" if it does.
+func (p *Process) moveOff() string {
+	p.mu.Lock()
+	defer p.mu.Unlock()
+	return p.noMoves
+}
