@@ -26,6 +26,7 @@ func account(all []figures) string {
 	row("requests", func(f figures) string { return thousands(f.sent) })
 	row("  lost: no answer", func(f figures) string { return thousands(f.silent) })
 	row("  lost: answered wrongly", func(f figures) string { return thousands(f.mistaken) })
+	row("  refused by Connection: close", func(f figures) string { return thousands(f.refused) })
 	row("  answered twice", func(f figures) string { return thousands(f.doubled()) })
 	row("keep-alive clients", func(f figures) string { return strconv.Itoa(f.conns) })
 	row("  connections that they dialled", func(f figures) string { return thousands(f.dials) })

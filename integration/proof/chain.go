@@ -61,6 +61,9 @@ func play(ctx context.Context, dir string, sp spec) (f figures, err error) {
 		return f, err
 	}
 	report := c.load.Stop()
+	if err := os.WriteFile(filepath.Join(dir, "load.txt"), []byte(report.String()), 0o600); err != nil {
+		return f, err
+	}
 	servers, err := c.finish(ctx)
 	if err != nil {
 		return f, err

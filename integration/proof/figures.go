@@ -13,11 +13,12 @@ type figures struct {
 	handoffs    int
 	conns       int           // that the clients of the first stream keep
 	took        time.Duration // from the first handoff to the last
-	wanted      float64       // requests that were due in the run
+	wanted      float64       // requests that were due in the run, at least
 
 	sent, answered uint64 // requests, over all streams
 	silent         uint64 // lost: no answer came, or half of one
 	mistaken       uint64 // lost: the answer was not the one to this request, or none of a server that understood it
+	refused        uint64 // behind a request whose answer said "Connection: close"
 	broken         uint64 // connections that ended with nothing outstanding and without a word
 	dials          uint64 // of the first stream
 
@@ -48,7 +49,7 @@ func figuresOf(sp spec, r load.Report, servers []record, began, ended time.Time)
 	streams := sp.streams("")
 	f := figures{
 		title: sp.title, line: sp.line, handoffs: sp.handoffs, conns: sp.conns, took: ended.Sub(began),
-		sent: r.Sent, answered: r.Answered, broken: r.Broken, dials: r.ByKind[streams[0].Kind].Dials,
+		sent: r.Sent, answered: r.Answered, refused: r.Refused, broken: r.Broken, dials: r.ByKind[streams[0].Kind].Dials,
 		quiet: r.Latency(time.Time{}, began), during: r.Latency(began, ended),
 	}
 	for _, s := range streams {

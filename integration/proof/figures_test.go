@@ -23,7 +23,7 @@ func TestFiguresOf(t *testing.T) {
 	begin := time.Unix(1000, 0)
 	r := load.Report{
 		Started: begin,
-		Counts:  load.Counts{Sent: 500, Answered: 490, Lost: 10, Broken: 3, Dials: 99},
+		Counts:  load.Counts{Sent: 502, Answered: 490, Refused: 2, Lost: 10, Broken: 3, Dials: 99},
 		ByKind:  map[load.Kind]load.Counts{load.KeepAlive: {Dials: 7}, load.NewConn: {Dials: 92}},
 		Losses: []load.Loss{
 			{Cause: load.CauseReset},
@@ -44,13 +44,14 @@ func TestFiguresOf(t *testing.T) {
 	require.EqualValues(t, 10, f.lost())
 	require.EqualValues(t, 7, f.dials, "of the clients that keep their connections")
 	require.EqualValues(t, 502, f.servers)
-	require.EqualValues(t, 2, f.doubled())
+	require.EqualValues(t, 2, f.refused)
+	require.Zero(t, f.doubled())
 	require.EqualValues(t, 3, f.moved)
 	require.Equal(t, []string{"generation 2 ended with exit code 6"}, f.bad)
 	require.InDelta(t, 34*10, f.wanted, 1e-6, "of 9 s, and what comes after the last handoff")
 	require.Equal(t, 8*time.Second, f.took)
-	f.servers = 490
-	require.Zero(t, f.doubled())
+	f.servers = 504
+	require.EqualValues(t, 2, f.doubled())
 }
 
 // The last record of a server is found among others, and its want is an error.

@@ -15,6 +15,7 @@ func mustLoseNothing(f figures) (wrong []string) {
 	}
 	want(f.silent == 0, "%d requests were lost", f.silent)
 	want(f.mistaken == 0, "%d requests were answered wrongly", f.mistaken)
+	want(f.refused == 0, "%d requests were refused", f.refused)
 	want(f.broken == 0, "%d connections were broken", f.broken)
 	want(f.answered == f.sent, "%d requests were sent, but %d answered", f.sent, f.answered)
 	want(f.dials == uint64(f.conns), "%d keep-alive clients dialled %d times", f.conns, f.dials)
@@ -35,6 +36,37 @@ func mustLose(f figures) (wrong []string) {
 	if f.dials <= uint64(f.conns) {
 		wrong = append(wrong, fmt.Sprintf("%d keep-alive clients dialled only %d times", f.conns, f.dials))
 	}
+	return wrong
+}
+
+// mustAnswerWrongly judges a control whose servers give away connections of which they have read a part.
+func mustAnswerWrongly(f figures) (wrong []string) {
+	wrong = mustBeUnderLoad(f)
+	if f.moved == 0 {
+		wrong = append(wrong, "no connection moved, so that this proof says nothing about the rule")
+	}
+	if f.mistaken == 0 {
+		wrong = append(wrong, "no request was answered wrongly, so that this proof does not see what the rule is for")
+	}
+	return wrong
+}
+
+// mustNoticeItself judges servers that do without the rule and see at their start that it is missing: then nothing
+// moves, and nothing is lost. What a client has sent behind a request whose answer says "Connection: close" is refused.
+func mustNoticeItself(f figures) (wrong []string) {
+	wrong = mustBeUnderLoad(f)
+	want := func(ok bool, format string, args ...any) {
+		if !ok {
+			wrong = append(wrong, fmt.Sprintf(format, args...))
+		}
+	}
+	want(f.moveOff != "", "the check at the start found nothing: the status has no move_off")
+	want(f.moved == 0, "%d connections moved all the same", f.moved)
+	want(f.lost() == 0, "%d requests were lost", f.lost())
+	want(f.broken == 0, "%d connections were broken", f.broken)
+	want(f.answered+f.refused == f.sent, "%d requests were sent, but %d answered and %d refused", f.sent, f.answered, f.refused)
+	want(f.servers == f.answered, "%d requests were answered, but the servers say %d", f.answered, f.servers)
+	want(len(f.bad) == 0, "%s", f.bad)
 	return wrong
 }
 

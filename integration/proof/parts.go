@@ -17,6 +17,13 @@ type part struct {
 var parts = []part{
 	{"a", func(s settings, bin programs) []spec { return []spec{handoffs(s, bin)} }},
 	{"b", func(s settings, bin programs) []spec { return []spec{plainShutdown(s, bin)} }},
+	{"c", func(s settings, bin programs) []spec {
+		return []spec{
+			pipelined(s, bin, "pipelined", "", mustLoseNothing),
+			pipelined(s, bin, "without the rule", "boundary-rule,self-check", mustAnswerWrongly),
+			pipelined(s, bin, "with the check alone", "boundary-rule", mustNoticeItself),
+		}
+	}},
 }
 
 func partsText() string {
@@ -63,7 +70,7 @@ func handoffs(s settings, bin programs) spec {
 	sp := s.base(bin)
 	sp.title, sp.line = "handoff", "handoff"
 	sp.server = func(socket string) []string { return serverArgs(bin.Server, socket) }
-	sp.judge = func(f figures) []string { return mustLoseNothing(f) }
+	sp.judge = mustLoseNothing
 	return sp
 }
 
@@ -73,7 +80,32 @@ func plainShutdown(s settings, bin programs) spec {
 	sp := s.base(bin)
 	sp.title, sp.line = "Shutdown", "http.Server.Shutdown"
 	sp.server = func(socket string) []string { return []string{bin.shutdown, "--socket", socket, "--address", web} }
-	sp.judge = func(f figures) []string { return mustLose(f) }
+	sp.judge = mustLose
+	return sp
+}
+
+const (
+	// trains is the rate of the pipelined load, of one to four requests each: few enough that a connection is idle most
+	// of the time, and so many that at any moment some have sent a part of a request behind their last one.
+	trains = 1000
+	// fewer is the most handoffs under it: each meets several such connections.
+	fewer = 30
+)
+
+// pipelined is a run under the load that the boundary rule is for: requests in pieces, several in a row, the last one
+// incomplete for a while. The servers do without some rules (handoff/faults.go), "" without none. The last two runs are
+// controls: what moves too early must be answered wrongly, or this load does not see it; and where nothing but the rule
+// is missing, the check at a server's start must see that.
+func pipelined(s settings, bin programs, title, without string, judge func(f figures) []string) spec {
+	sp := s.base(bin)
+	sp.title, sp.judge = title, judge
+	sp.handoffs, sp.quiet = min(s.handoffs, fewer), min(s.quiet, time.Second)
+	sp.env = []string{"FAULTS_WITHOUT=" + without}
+	sp.server = func(socket string) []string { return serverArgs(bin.faulty, socket) }
+	sp.streams = func(address string) []load.Stream {
+		return []load.Stream{{Kind: load.Pipelined, Address: address, Conns: s.conns, Rate: trains}}
+	}
+	sp.timeout = 3 * time.Second // a request of which a part went astray is never answered
 	return sp
 }
 
