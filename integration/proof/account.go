@@ -67,8 +67,8 @@ func (f figures) writeLine(w io.Writer) {
 	if f.line == "" {
 		return
 	}
-	fmt.Fprintf(w, "%-21s %d handoffs under load: %s of %s requests lost, %s connections broken, %s dials by %d keep-alive clients\n",
-		f.line+":", f.handoffs, thousands(f.lost()), thousands(f.sent), thousands(f.broken), thousands(f.dials), f.conns)
+	fmt.Fprintf(w, "%-21s %s of %s requests lost, %s connections broken, %d keep-alive clients dialled %s times\n",
+		fmt.Sprintf("%s, %d times:", f.line, f.handoffs), thousands(f.lost()), thousands(f.sent), thousands(f.broken), f.conns, thousands(f.dials))
 }
 
 // millis is a time as it is compared here.

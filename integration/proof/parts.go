@@ -78,7 +78,7 @@ func handoffs(s settings, bin programs) spec {
 // drains by http.Server.Shutdown.
 func plainShutdown(s settings, bin programs) spec {
 	sp := s.base(bin)
-	sp.title, sp.line = "Shutdown", "http.Server.Shutdown"
+	sp.title, sp.line = "Shutdown", "Shutdown"
 	sp.server = func(socket string) []string { return []string{bin.shutdown, "--socket", socket, "--address", web} }
 	sp.judge = mustLose
 	return sp
