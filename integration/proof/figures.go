@@ -22,9 +22,9 @@ type figures struct {
 	broken         uint64 // connections that ended with nothing outstanding and without a word
 	dials          uint64 // of the first stream
 
-	servers uint64 // answers, as the servers count them
-	moved   uint64 // connections, as the servers count them
-	bad     []string
+	servers uint64   // answers, as the servers count them
+	moved   uint64   // connections, as the servers count them
+	bad     []string // how servers ended that did not end well
 	moveOff string
 
 	quiet, during load.Latency // before the first handoff, and from then to the last
@@ -64,8 +64,8 @@ func figuresOf(sp spec, r load.Report, servers []record, began, ended time.Time)
 	for i, s := range servers {
 		f.servers += s.answered
 		f.moved += s.moved
-		if s.code != 0 {
-			f.bad = append(f.bad, fmt.Sprintf("generation %d ended with exit code %d", i+1, s.code))
+		if s.code != 0 || !s.written {
+			f.bad = append(f.bad, s.ending(i+1))
 		}
 	}
 	return f
@@ -74,4 +74,12 @@ func figuresOf(sp spec, r load.Report, servers []record, began, ended time.Time)
 // isMistaken says that an answer came, and was not the one that belongs to the request.
 func isMistaken(c load.Cause) bool {
 	return c == load.CauseStatus || c == load.CauseEcho || c == load.CauseProtocol
+}
+
+// ending says how a server ended that did not end well.
+func (r record) ending(generation int) string {
+	if !r.written {
+		return fmt.Sprintf("generation %d ended with exit code %d and without its last record", generation, r.code)
+	}
+	return fmt.Sprintf("generation %d ended with exit code %d", generation, r.code)
 }
