@@ -128,6 +128,35 @@ func closeHeld(held []adoption) {
 	}
 }
 
+// spareFiles is how many descriptors are left for the rest of the program: backends,
+// log files, connections that are new.
+const spareFiles = 64
+
+// checkRoom says whether the connections that the incumbent has open will fit. What a
+// handoff would be cut short by is an error before it. (Go itself raises the soft limit
+// of open files to the hard one, in package os.)
+func (p *Process) checkRoom() error {
+	p.mu.Lock()
+	coming := p.coming
+	p.mu.Unlock()
+	if coming == 0 || p.moveOff() != "" {
+		return nil
+	}
+	var limit unix.Rlimit
+	if err := unix.Getrlimit(unix.RLIMIT_NOFILE, &limit); err != nil {
+		return os.NewSyscallError("getrlimit", err)
+	}
+	open, err := os.ReadDir("/proc/self/fd")
+	if err != nil {
+		return nil // it can't be told
+	}
+	if need := uint64(len(open) + coming + spareFiles); need > limit.Cur {
+		return fmt.Errorf("%w: %d connections of the incumbent are to move here, for which %d are needed, and the limit is %d: raise it (ulimit -n, LimitNOFILE=), or turn MoveIdle off",
+			ErrOpenFiles, coming, need, limit.Cur)
+	}
+	return nil
+}
+
 // takesNone says why no connections are taken here; nil if they are.
 func (p *Process) takesNone() (no *frame) {
 	if off := p.moveOff(); off != "" {

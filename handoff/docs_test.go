@@ -164,7 +164,7 @@ func TestDocumentedFrames(t *testing.T) {
 			require.Contains(t, fields, name, "field of %v", typ)
 		}
 	}
-	for _, typ := range []reflect.Type{reflect.TypeFor[program](), reflect.TypeFor[revision](), reflect.TypeFor[rejection](), reflect.TypeFor[versionRange](), reflect.TypeFor[deadlines](), reflect.TypeFor[fileID]()} {
+	for _, typ := range []reflect.Type{reflect.TypeFor[program](), reflect.TypeFor[revision](), reflect.TypeFor[rejection](), reflect.TypeFor[versionRange](), reflect.TypeFor[deadlines](), reflect.TypeFor[fileID](), reflect.TypeFor[movedItem]()} {
 		for _, f := range reflect.VisibleFields(typ) {
 			name, _, _ := strings.Cut(f.Tag.Get("json"), ",")
 			require.Regexp(t, "[`\"]"+name+"[`\"]", doc, "field of %v", typ)
@@ -280,7 +280,7 @@ func TestDocumentedLimits(t *testing.T) {
 	limits := map[string]int{
 		"maxFrame": maxFrame, "maxBatch": maxBatch, "kernelMaxFDs": kernelMaxFDs, "maxSockets": maxSockets, "maxNameLen": maxNameLen,
 		"maxTextLen": maxTextLen, "maxFileNames": maxFileNames, "maxRejects": maxRejects, "maxRequests": maxRequests, "maxOlder": maxOlder,
-		"maxRequestsSize": maxRequestsSize, "maxOlderSize": maxOlderSize, "maxHoldsSize": maxHoldsSize, "maxListed": maxListed, "maxWaiting": maxWaiting, "maxWaitingSize": maxWaitingSize, "maxExclusive": maxExclusive, "maxGeneration": maxGeneration,
+		"maxRequestsSize": maxRequestsSize, "maxOlderSize": maxOlderSize, "maxHoldsSize": maxHoldsSize, "maxListed": maxListed, "maxWaiting": maxWaiting, "maxWaitingSize": maxWaitingSize, "maxExclusive": maxExclusive, "maxListeners": maxListeners, "maxIdleMillis": maxIdleMillis, "maxGeneration": maxGeneration,
 		"socketsPage": socketsPage, "maxPollMillis": maxPollMillis, "maxConns": maxConns, "maxSocketPath": maxSocketPath,
 	}
 	// Every constant of the package that is called a maximum is a limit, but
@@ -466,6 +466,10 @@ func TestExplainedTools(t *testing.T) {
 // inside are errors that the package keeps to itself, or that can't come about.
 var inside = []string{
 	"peer left messages unread", "receive interrupted", "the peer has gone", "frame must have 1 to", "frame carries more than", "unknown network",
+	// Of connections that move: in the log at level debug, and of the self-check, in its reason.
+	"whoever serves takes no connections", "no HTTP server serves that listener here, or not as it is", "not a stream connection",
+	"its address here is", "which is not the listener's", "connections: too few or too many listeners, or no connection", "connections: an item is out of range",
+	"it does not read as expected", "a part of a request is not noticed", "an idle connection is not recognised", "it answers the end of a connection with", "self-check: net/http of",
 }
 
 // TestExplainedMessages: what an error of the library or of the server says is

@@ -48,6 +48,10 @@ var (
 	// what it said is behind it.
 	ErrUnhealthy = errors.New("gave back to the incumbent: unhealthy")
 
+	// ErrOpenFiles: the connections that would move to this process do not fit its
+	// limit of open files; the numbers are behind it.
+	ErrOpenFiles = errors.New("too few open files are allowed")
+
 	// ErrSilent: somebody holds the control socket and says nothing. It is
 	// never taken for dead.
 	ErrSilent = errors.New("the incumbent is connected but says nothing (it may be stopped or hung: look at that process, and end it if it stays so)")

@@ -377,13 +377,17 @@ func (p *Process) File(name string, open func() (*os.File, error)) (*os.File, er
 //
 // Config.Checks are run before anything is told. The error is ErrCheck, with
 // the name and error of each one that did not pass, and nothing has changed
-// then either. Those that passed together are not run again by another call. As a
+// then either; nor with ErrOpenFiles, which says that the incumbent's connections
+// would not fit this process's limit of open files. Those that passed together are not run again by another call. As a
 // successor their time is a part of the incumbent's ReadyTimeout.
 func (p *Process) Ready(ctx context.Context) error {
 	if ctx.Err() != nil {
 		return context.Cause(ctx)
 	}
 	if err := p.runChecks(ctx); err != nil {
+		return err
+	}
+	if err := p.checkRoom(); err != nil {
 		return err
 	}
 	p.post(func() { p.feed(event{kind: evAppReady}) })

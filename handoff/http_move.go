@@ -47,6 +47,21 @@ func (c *trackedConn) movable() bool {
 	return false
 }
 
+// canMove counts the connections that can move once they are at a boundary.
+func (d *httpDrain) canMove() int {
+	d.mu.Lock()
+	defer d.mu.Unlock()
+	n := len(d.idle)
+	for c := range d.conns {
+		c.mu.Lock()
+		if c.movable() {
+			n++
+		}
+		c.mu.Unlock()
+	}
+	return n
+}
+
 // mayMove says whether the connection, on which an answer is given, may count on
 // moving afterwards.
 func (c *trackedConn) mayMove(k *carrier) bool {

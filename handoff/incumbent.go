@@ -82,7 +82,7 @@ func (p *Process) welcome(f *frame) {
 	f.Deadlines = &deadlines{
 		StepSeconds: p.cfg.StepTimeout.Seconds(), ReadySeconds: p.cfg.ReadyTimeout.Seconds(), ProbationSeconds: p.cfg.Probation.Seconds(), HeartbeatSeconds: p.cfg.Heartbeat.Seconds(),
 	}
-	f.Total, f.Requests = len(p.offer.items), p.ledger.list()
+	f.Total, f.Requests, f.Open = len(p.offer.items), p.ledger.list(), p.movableConnections()
 }
 
 // prepareOffer lists what there is to hand over: the control listener first.

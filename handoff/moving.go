@@ -342,6 +342,21 @@ func (m *moving) resume(all []*movedConn) {
 	}
 }
 
+// movableConnections counts what the successor may get.
+func (p *Process) movableConnections() (n int) {
+	if p.moveOff() != "" {
+		return 0
+	}
+	p.drainers.Lock()
+	defer p.drainers.Unlock()
+	for _, d := range p.drainers.all {
+		if h, ok := d.(*httpDrain); ok {
+			n += h.canMove()
+		}
+	}
+	return n
+}
+
 // moveOff says why this process moves no connections; "" if it does.
 func (p *Process) moveOff() string {
 	p.mu.Lock()

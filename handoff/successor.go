@@ -191,6 +191,9 @@ func (p *Process) fromElder(l *link, f *frame, fds []*descriptor) error {
 		p.next = f.Generation
 		p.ledger.merge(f.Requests)
 		p.intake.want = f.Total
+		p.mu.Lock()
+		p.coming = f.Open
+		p.mu.Unlock()
 		p.Logger().Info("the incumbent offers its sockets", "sockets", f.Total-1,
 			"incumbent", l.number, "incumbent_pid", l.peer.PID, "incumbent_label", l.peer.Label)
 	case msgBusy:
