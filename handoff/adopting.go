@@ -85,8 +85,8 @@ func (p *Process) adoptFrom(c *conn, f *frame) {
 			p.Logger().Info("idle connections came", "from", from, "connections", n)
 		}
 	}()
-	var held []adoption // `got` could not be sent
-	for held != nil || !p.adopters.hasEnded() {
+	take := taker{p: p, c: c}
+	for take.phase != takingNone || !p.adopters.hasEnded() {
 		b, fds, err := c.receive()
 		switch {
 		case errors.Is(err, errInterrupted), errors.Is(err, errReset):
@@ -96,37 +96,90 @@ func (p *Process) adoptFrom(c *conn, f *frame) {
 			say(c, refusal("truncated", "generation "+fmt.Sprint(p.Generation())+" has no room for more descriptors", "raise its limit of open files (ulimit -n)"))
 			continue
 		case errors.Is(err, io.EOF):
-			p.adopt(held) // without `keep` before, it died
+			take.on(moveEnd)
 			return
-		case err != nil:
-			closeHeld(held)
+		case err != nil: // closed here
+			take.drop()
 			return
 		}
 		f, err := decode(b)
 		switch {
-		case err == nil && f.Type == msgConnections && held == nil && len(fds) == len(f.Moved):
+		case err == nil && f.Type == msgConnections && take.phase == takingNone && len(fds) == len(f.Moved):
 			haltAt("read", f.Type)
-			held = p.takeBatch(c, f, fds)
+			take.batch(f, fds)
 		case err == nil && f.Type == msgKeep:
 			haltAt("read", f.Type)
 			closeAll(fds)
-			closeHeld(held)
-			held = nil
+			take.on(moveKept)
 		default:
 			p.Logger().Warn("closed a connection: what came through it are no connections to take", "socket", c.path(), "from", from, "descriptors", len(fds), "error", err)
 			say(c, refusal("bad_request", "connections or keep is expected here", ""))
 			closeAll(fds)
-			closeHeld(held)
+			take.drop()
 			return
 		}
 	}
 }
 
-func closeHeld(held []adoption) {
-	for _, a := range held {
-		a.d.Close()
+// taker is what this process has of the batch that is on its way to it over c.
+type taker struct {
+	p     *Process
+	c     *conn
+	phase taking
+	held  []adoption
+}
+
+func (t *taker) on(ev moveEvent) {
+	switch t.phase.on(ev) {
+	case moveOwn:
+		t.p.adopt(t.held)
+		t.held = nil
+	case moveDrop:
+		t.drop()
 	}
 }
+
+// drop closes what is not this process's.
+func (t *taker) drop() {
+	for _, a := range t.held {
+		a.d.Close()
+	}
+	t.held = nil
+}
+
+// batch says which of a batch are taken, and serves them as soon as that is said.
+func (t *taker) batch(f *frame, fds []*descriptor) {
+	t.phase.on(moveBatch)
+	listeners := make([]*trackedListener, len(f.Sockets))
+	for i := range f.Sockets {
+		listeners[i] = t.p.servedAs(&f.Sockets[i])
+	}
+	got := &frame{Type: msgGot, N: len(fds)}
+	for i, m := range f.Moved {
+		l := listeners[m.Listener]
+		if err := checkMoved(l, fds[i]); err != nil {
+			fds[i].Close()
+			got.Rejected = append(got.Rejected, rejection{Index: i, Reason: clip(err.Error())})
+			continue
+		}
+		since := time.Now().Add(-time.Duration(min(m.IdleMS, maxIdleMillis)) * time.Millisecond)
+		t.held = append(t.held, adoption{l, fds[i], m.Fresh, since})
+	}
+	b, err := got.encode()
+	if err == nil {
+		haltAt("before", got.Type)
+		err = t.c.send(b)
+		haltAt("sent", got.Type)
+	}
+	ev := moveSaid
+	if err != nil {
+		ev = moveUnsaid // closed here, for one: reading tells what it means
+	}
+	t.on(ev)
+}
+
+// maxIdleMillis bounds for how long a connection may have been idle: a year.
+const maxIdleMillis = 365 * 24 * 60 * 60 * 1000
 
 // spareFiles is how many descriptors are left for the rest of the program: backends,
 // log files, connections that are new.
@@ -188,44 +241,6 @@ func (c *conn) takeRights() error {
 	}
 	return nil
 }
-
-// takeBatch says which of a batch are taken, and serves them. Where that can't be
-// said it returns them.
-func (p *Process) takeBatch(c *conn, f *frame, fds []*descriptor) (held []adoption) {
-	listeners := make([]*trackedListener, len(f.Sockets))
-	for i := range f.Sockets {
-		listeners[i] = p.servedAs(&f.Sockets[i])
-	}
-	got := &frame{Type: msgGot, N: len(fds)}
-	take := make([]adoption, 0, len(fds))
-	for i, m := range f.Moved {
-		l := listeners[m.Listener]
-		if err := checkMoved(l, fds[i]); err != nil {
-			fds[i].Close()
-			got.Rejected = append(got.Rejected, rejection{Index: i, Reason: clip(err.Error())})
-			continue
-		}
-		take = append(take, adoption{l, fds[i], m.Fresh, time.Now().Add(-time.Duration(min(m.IdleMS, maxIdleMillis)) * time.Millisecond)})
-	}
-	b, err := got.encode()
-	if err == nil {
-		haltAt("before", got.Type)
-		err = c.send(b)
-		haltAt("sent", got.Type)
-	}
-	switch {
-	case err == nil:
-		p.adopt(take)
-		return nil
-	case errors.Is(err, net.ErrClosed): // here: the giver finds that out, and keeps them
-		closeHeld(take)
-		return nil
-	}
-	return take
-}
-
-// maxIdleMillis bounds for how long a connection may have been idle: a year.
-const maxIdleMillis = 365 * 24 * 60 * 60 * 1000
 
 // adopt serves connections that are this process's now.
 func (p *Process) adopt(all []adoption) {

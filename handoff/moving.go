@@ -235,31 +235,47 @@ func (m *moving) give(c *conn, replies <-chan *frame, batch []*movedConn) (back 
 	}
 	due := time.NewTimer(m.p.cfg.StepTimeout)
 	defer due.Stop()
-	kept, halted := false, m.ctx.Done()
-	for {
+	var g giving
+	g.on(moveSent)
+	for kept, halted := false, m.ctx.Done(); ; {
+		var r *frame
+		ev, late := moveDue, false
 		select {
-		case r, ok := <-replies:
+		case r = <-replies:
 			switch {
-			case !ok: // all that it said was read, and `got` is not among it
-				return batch, false
+			case r == nil: // all that it said was read
+				ev = moveEnd
 			case r.Type == msgGot:
-				back, err := m.acknowledged(batch, r)
-				return back, err == nil && !kept
+				ev = moveGot
 			case r.Type == msgError:
-				m.refused(batch, r)
-				return batch, !kept
+				ev = moveNone
+			default:
+				continue
 			}
-			continue
 		case <-due.C:
-			m.p.Logger().Warn("whoever serves does not say that it got connections; they are served here again", "connections", len(batch),
-				"hint", "look at that process: it may hang")
+			late = true
 		case <-halted:
 			halted = nil
 		}
-		if !kept {
-			kept = m.keep(c)
+		switch g.on(ev) {
+		case moveLetGo:
+			back, err := m.acknowledged(batch, r)
+			return back, err == nil && !kept
+		case moveResume:
+			if ev == moveNone {
+				m.refused(batch, r)
+			}
+			return batch, ev == moveNone && !kept
+		case moveKeep:
+			if late {
+				m.p.Logger().Warn("whoever serves does not say that it got connections; they are served here again", "connections", len(batch),
+					"hint", "look at that process: it may hang")
+			}
+			if kept = m.keep(c); !kept {
+				g.on(moveUnkept)
+			}
+			due.Reset(m.p.cfg.StepTimeout)
 		}
-		due.Reset(m.p.cfg.StepTimeout)
 	}
 }
 
