@@ -35,6 +35,14 @@ func (l *trackedListener) canMove() bool {
 	return ours && !l.tls
 }
 
+// netns is the cookie of the network namespace that l's connections live in.
+func (l *trackedListener) netns() uint64 {
+	ours := l.Listener.(*listener)
+	ours.mu.Lock()
+	defer ours.mu.Unlock()
+	return ours.netns
+}
+
 // movable says whether the connection can move once it is at a boundary.
 func (c *trackedConn) movable() bool {
 	if c.from == nil || !c.from.canMove() || c.ready || c.over != nil || c.h2 || c.state == http.StateHijacked {
