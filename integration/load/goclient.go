@@ -49,8 +49,8 @@ func newGoClient(w *worker) *goClient {
 // requests that find none.
 func (c *goClient) connect(ctx context.Context) {
 	var opened, outstanding sync.WaitGroup
+	opened.Add(c.transport.MaxConnsPerHost)
 	for range c.transport.MaxConnsPerHost {
-		opened.Add(1)
 		once := sync.OnceFunc(opened.Done)
 		trace := httptrace.WithClientTrace(ctx, &httptrace.ClientTrace{GotConn: func(httptrace.GotConnInfo) { once() }})
 		body := c.body()

@@ -319,10 +319,7 @@ func (p *pipe) read() {
 			return
 		}
 		resp, err := readAnswer(br, r.body)
-		if resp != nil {
-			p.seen(generationOf(resp.Header))
-		}
-		if err == nil && !p.pop() {
+		if err == nil && !p.pop(generationOf(resp.Header)) {
 			err = &failure{CauseProtocol, errors.New("answered before it was sent")}
 		}
 		if err == nil && resp.Close {
@@ -349,21 +346,16 @@ func (p *pipe) oldest() *post {
 	return p.queue[0]
 }
 
-func (p *pipe) seen(generation uint64) {
-	p.mu.Lock()
-	defer p.mu.Unlock()
-	p.generation = generation
-}
-
 // pop records the answer to the oldest request. It reports false when that was not sent to its end.
-func (p *pipe) pop() bool {
+func (p *pipe) pop(generation uint64) bool {
 	p.mu.Lock()
 	defer p.mu.Unlock()
 	r := p.queue[0]
 	if r.due.IsZero() {
 		return false
 	}
-	p.rec.answered(p.stream.Kind, r.due, p.generation)
+	p.generation = generation
+	p.rec.answered(p.stream.Kind, r.due, generation)
 	p.queue = p.queue[1:]
 	p.fresh = false
 	p.limit()
