@@ -64,6 +64,14 @@ func (k *carrier) reserve(l *trackedListener) bool {
 	return true
 }
 
+// isFull says whether nothing may come now. Whoever is told so is missed.
+func (k *carrier) isFull() bool {
+	k.mu.Lock()
+	defer k.mu.Unlock()
+	k.short = k.short || k.room <= 0
+	return k.ended || k.room <= 0
+}
+
 func (k *carrier) isRefused(l *trackedListener) bool {
 	r, ok := k.refused[l]
 	return ok && time.Now().Before(r.until)

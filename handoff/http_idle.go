@@ -178,6 +178,9 @@ func (i *idleConns) count(open map[string]int) {
 // sweep gives what rests to the carrier, as far as there is room.
 func (i *idleConns) sweep(k *carrier) {
 	for _, id := range i.ids() {
+		if k.isFull() {
+			return
+		}
 		i.leave(id, k)
 	}
 }

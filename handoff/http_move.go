@@ -178,6 +178,9 @@ func (d *httpDrain) sweep(k *carrier) {
 	d.mu.Lock()
 	defer d.mu.Unlock()
 	for c := range d.conns {
+		if k.isFull() {
+			return
+		}
 		c.interrupt(k)
 	}
 }
