@@ -3,6 +3,8 @@
 # make test      runs every test that needs no extra package
 # make test-root runs the tests that need root; a skip is a failure
 # make walk      walks the state machine and its mutations, and prints how far
+# make proof     hands over 200 times under load and counts what is lost, beside servers that must lose something
+# make bench     moves idle connections, and fails if that takes more than twice as long as it must
 # make failures  kills and stops every process at every step of a handoff, and writes docs/failures.md
 # make failures-check  does it again and compares the outcomes with that page
 # make lint      go vet, staticcheck and gofumpt, in the versions that tools/go.mod pins
@@ -10,7 +12,7 @@
 # make deps      what .ci/run needs besides (Debian, as root)
 GO ?= go
 
-.PHONY: build demo test test-root walk failures failures-check lint man deps clean
+.PHONY: build demo test test-root walk proof bench failures failures-check lint man deps clean
 
 build:
 	$(GO) build -o bin/ ./cmd/server ./cmd/handoffctl
@@ -29,9 +31,16 @@ test-root:
 walk:
 	$(GO) test -tags faults -count=1 -v -run 'TestWalk|TestMutations' ./handoff
 
+# About a minute and a half on two cores; it builds what it runs, without the race detector.
+proof:
+	$(GO) run ./integration/proof
+
 # Both take about two minutes on two cores, most of it waiting. The logs of a cell that fails are printed.
 failures:
 	$(GO) run ./integration/failures --write docs/failures.md
+
+bench:
+	$(GO) test -count=1 -run '^$$' -bench '^BenchmarkMove$$' -benchtime 15x ./handoff
 
 failures-check:
 	$(GO) run ./integration/failures --check docs/failures.md

@@ -17,6 +17,15 @@ func TestChi(t *testing.T) {
 		load.Stream{Kind: load.NewConn, Rate: 100})
 }
 
+// So is the Echo example.
+func TestEcho(t *testing.T) {
+	s := newService(t)
+	programs := []string{s.build("echo"), s.build("echo", "-ldflags", "-X main.version=v2")}
+	s.succession(append(programs, programs[0]),
+		load.Stream{Kind: load.KeepAlive, Conns: 20, Rate: 300},
+		load.Stream{Kind: load.NewConn, Rate: 100})
+}
+
 // So is the net/http example, and its endless answers end with a word.
 func TestNetHTTP(t *testing.T) {
 	s := newService(t)

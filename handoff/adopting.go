@@ -255,6 +255,7 @@ func (p *Process) adopt(all []adoption) {
 		}
 		a.from.drain.arrived()
 	}
+	p.post(p.changed)
 }
 
 var errNotServed = errors.New("no HTTP server serves that listener here, or not as it is")
@@ -265,30 +266,23 @@ func checkMoved(l *trackedListener, d *descriptor) error {
 	if l == nil {
 		return errNotServed
 	}
-	f, err := d.facts()
+	f, err := d.connFacts()
+	_, local := f.addr.(*net.UnixAddr)
 	switch {
+	case errors.Is(err, unix.ENOTSOCK):
+		return errors.New("not a socket")
 	case err != nil:
 		return err
-	case !f.isSocket || f.typ != unix.SOCK_STREAM || f.accepting || !isPlainStream(f.domain, f.protocol):
+	case f.typ != unix.SOCK_STREAM || f.accepting || f.protocol != 0 && f.protocol != unix.IPPROTO_TCP:
 		return errors.New("not a stream connection")
 	case !f.nonblock:
 		return errors.New("O_NONBLOCK is off")
 	case !cameThrough(f.addr, l.Addr()):
 		return fmt.Errorf("its address here is %s, which is not the listener's", f.local)
+	case !local && f.cookie != l.netns():
+		return fmt.Errorf("%w: not that of the listener %s", ErrForeignNetns, f.local)
 	}
-	return checkNetns(f)
-}
-
-// isPlainStream: TCP, and nothing above it like MPTCP or SMC that a copy might not
-// share; or a Unix stream.
-func isPlainStream(domain, protocol int) bool {
-	switch domain {
-	case unix.AF_INET, unix.AF_INET6:
-		return protocol == unix.IPPROTO_TCP
-	case unix.AF_UNIX:
-		return protocol == 0
-	}
-	return false
+	return nil
 }
 
 // cameThrough says whether a connection with this local address may have been
@@ -306,9 +300,14 @@ func cameThrough(local, listener net.Addr) bool {
 }
 
 // servedAs finds what serves the listener it here: by its name, or, if it was renamed,
-// by its address. A program may be about to serve it: that is waited for, for a moment.
+// by its address. A program that has just begun may be about to serve it: that is
+// waited for, for a moment. It is not waited for again and again, since what is on its
+// way is served by nobody.
 func (p *Process) servedAs(it *manifestItem) *trackedListener {
-	ctx, cancel := context.WithTimeout(p.life, moveSweep)
+	p.mu.Lock()
+	until := p.servesFrom.Add(moveSweep)
+	p.mu.Unlock()
+	ctx, cancel := context.WithDeadline(p.life, until)
 	defer cancel()
 	for {
 		p.mu.Lock()

@@ -29,12 +29,18 @@ type carrier struct {
 	taking  bool                           // somebody takes them
 	ended   bool                           //
 	hope    time.Time                      // until then those that are not idle may still move
-	refused map[*trackedListener]time.Time // until when its connections are not taken
+	refused map[*trackedListener]leftAlone // its connections are not taken
 	changed chan struct{}                  // something is waiting, or room was given back
 }
 
+// leftAlone says until when, and how long that was.
+type leftAlone struct {
+	until time.Time
+	pause time.Duration
+}
+
 func newCarrier(hope time.Time) *carrier {
-	return &carrier{hope: hope, refused: map[*trackedListener]time.Time{}, changed: make(chan struct{}, 1)}
+	return &carrier{hope: hope, refused: map[*trackedListener]leftAlone{}, changed: make(chan struct{}, 1)}
 }
 
 // open makes room for n more.
@@ -60,9 +66,17 @@ func (k *carrier) reserve(l *trackedListener) bool {
 	return true
 }
 
+// isFull says whether nothing may come now. Whoever is told so is missed.
+func (k *carrier) isFull() bool {
+	k.mu.Lock()
+	defer k.mu.Unlock()
+	k.short = k.short || k.room <= 0
+	return k.ended || k.room <= 0
+}
+
 func (k *carrier) isRefused(l *trackedListener) bool {
-	until, ok := k.refused[l]
-	return ok && time.Now().Before(until)
+	r, ok := k.refused[l]
+	return ok && time.Now().Before(r.until)
 }
 
 // decline gives back what was reserved.
@@ -143,11 +157,16 @@ func (k *carrier) end() []*movedConn {
 	return k.close(0)
 }
 
-// refuse has l's connections left alone until then.
-func (k *carrier) refuse(l *trackedListener, until time.Time) {
+// refuse has l's connections left alone for a while, twice as long each time. It is
+// called for each that was not taken.
+func (k *carrier) refuse(l *trackedListener) {
 	k.mu.Lock()
 	defer k.mu.Unlock()
-	k.refused[l] = until
+	if k.isRefused(l) {
+		return
+	}
+	pause := max(2*k.refused[l].pause, moveSweep)
+	k.refused[l] = leftAlone{time.Now().Add(pause), pause}
 }
 
 // hopeUntil says until when a connection that is busy may count on moving.

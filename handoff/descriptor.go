@@ -2,7 +2,6 @@ package handoff
 
 import (
 	"fmt"
-	"io"
 	"net"
 	"os"
 	"sync"
@@ -224,7 +223,7 @@ func canRead(fd uintptr) bool {
 
 // unread says whether bytes wait in the kernel that nobody has read from c yet, as
 // they do where this process was stopped or has no time; false where c does not tell.
-func unread(c any) bool {
+func unread(c net.Conn) bool {
 	sc, ok := c.(syscall.Conn)
 	if !ok {
 		return false
@@ -233,38 +232,13 @@ func unread(c any) bool {
 	if err != nil {
 		return false
 	}
-	n := 0
-	cerr := raw.Control(func(fd uintptr) {
-		n, _, err = unix.Recvfrom(int(fd), make([]byte, 1), unix.MSG_PEEK|unix.MSG_DONTWAIT)
-	})
-	return cerr == nil && err == nil && n > 0
+	waits := false
+	return raw.Control(func(fd uintptr) { waits = hasBytes(int(fd)) }) == nil && waits
 }
 
-// awaitBytes blocks until c, a connection, has bytes to read, of which it takes
-// none. The error is io.EOF where the other end has no more to say, otherwise that of
-// the connection, os.ErrDeadlineExceeded or os.ErrClosed.
-func awaitBytes(c *os.File) error {
-	raw, err := c.SyscallConn()
-	if err != nil {
-		return err
-	}
-	var n int
-	rerr := raw.Read(func(fd uintptr) bool {
-		err = unix.EINTR
-		for err == unix.EINTR {
-			n, _, err = unix.Recvfrom(int(fd), make([]byte, 1), unix.MSG_PEEK|unix.MSG_DONTWAIT)
-		}
-		return err != unix.EAGAIN
-	})
-	switch {
-	case rerr != nil:
-		return rerr
-	case err != nil:
-		return os.NewSyscallError("recvfrom", err)
-	case n == 0:
-		return io.EOF
-	}
-	return nil
+func hasBytes(fd int) bool {
+	n, _, err := unix.Recvfrom(fd, make([]byte, 1), unix.MSG_PEEK|unix.MSG_DONTWAIT)
+	return err == nil && n > 0
 }
 
 // streamOptions are the options of a TCP connection that net.FileConn sets to Go's

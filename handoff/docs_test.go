@@ -468,7 +468,7 @@ var inside = []string{
 	"peer left messages unread", "receive interrupted", "the peer has gone", "frame must have 1 to", "frame carries more than", "unknown network",
 	// Of connections that move: in the log at level debug, and of the self-check, in its reason.
 	"whoever serves takes no connections", "no HTTP server serves that listener here, or not as it is", "not a stream connection",
-	"its address here is", "which is not the listener's", "connections: too few or too many listeners, or no connection", "connections: an item is out of range",
+	"not that of the listener", "its address here is", "which is not the listener's", "connections: too few or too many listeners, or no connection", "connections: an item is out of range",
 	"it does not read as expected", "a part of a request is not noticed", "an idle connection is not recognised", "it answers the end of a connection with", "self-check: net/http of",
 }
 

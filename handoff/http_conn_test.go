@@ -204,3 +204,24 @@ var _ interface {
 	CloseWrite() error
 	NetConn() net.Conn
 } = (*trackedConn)(nil)
+
+// What comes on a connection after it has left is for whoever has it, however often net/http tries to read.
+func TestNothingIsReadAfterLeaving(t *testing.T) {
+	leak.CheckExact(t)
+	c, client, _ := trackedPair(t, "tcp")
+	c.mu.Lock()
+	c.left = true
+	c.mu.Unlock()
+	_, err := client.Write([]byte("GET"))
+	require.NoError(t, err)
+	require.NoError(t, c.SetReadDeadline(time.Now().Add(10*time.Second)))
+	for range 2 {
+		n, err := c.Read(make([]byte, 8))
+		require.Zero(t, n)
+		require.ErrorIs(t, err, io.EOF)
+	}
+	b := make([]byte, 3)
+	_, err = io.ReadFull(c.Conn, b)
+	require.NoError(t, err)
+	require.Equal(t, "GET", string(b))
+}

@@ -4,10 +4,9 @@ import (
 	"context"
 	"crypto/tls"
 	"errors"
-	"maps"
 	"net"
 	"net/http"
-	"slices"
+	"os"
 	"sync"
 	"sync/atomic"
 	"time"
@@ -78,7 +77,8 @@ type httpDrain struct {
 	listeners map[*trackedListener]struct{}
 	returns   []*returnListener
 	conns     map[*trackedConn]struct{}
-	idle      map[*idleConn]struct{}     // those that came from another process, and have not been asked anything since
+	idle      *idleConns                 // those that came from another process, and have not been asked anything since; nil: none ever
+	idlePoll  *os.File                   // closed when the drain has ended
 	ready     map[*tls.Conn]*trackedConn // those that arrived with TLS around them
 }
 
@@ -93,7 +93,6 @@ func newHTTPDrain(srv *http.Server) *httpDrain {
 		cuts:      make(map[string]int),
 		listeners: make(map[*trackedListener]struct{}),
 		conns:     make(map[*trackedConn]struct{}),
-		idle:      make(map[*idleConn]struct{}),
 		ready:     make(map[*tls.Conn]*trackedConn),
 	}
 }
@@ -145,30 +144,20 @@ func (d *httpDrain) closeSilent() {
 		for _, c := range silent {
 			c.closeSilent()
 		}
+		for _, c := range d.rests().takeAll() {
+			c.awake() // it has been silent since before the drain
+		}
 		timer.Reset(next)
 	}
 }
 
-// quiet is a connection that may be closed where its client is silent.
-type quiet interface {
-	silentSince() (since time.Time, certain bool)
-	closeSilent()
-}
-
 // silent returns the connections that have been silent for long enough, and
 // when to look again: no other one can have been so before.
-func (d *httpDrain) silent(now time.Time) (silent []quiet, next time.Duration) {
+func (d *httpDrain) silent(now time.Time) (silent []*trackedConn, next time.Duration) {
 	d.mu.Lock()
 	defer d.mu.Unlock()
 	next = d.silence
-	all := make([]quiet, 0, len(d.conns)+len(d.idle))
 	for c := range d.conns {
-		all = append(all, c)
-	}
-	for c := range d.idle {
-		all = append(all, c)
-	}
-	for _, c := range all {
 		since, certain := c.silentSince()
 		if !certain {
 			continue
@@ -185,6 +174,13 @@ func (d *httpDrain) silent(now time.Time) (silent []quiet, next time.Duration) {
 	return silent, next
 }
 
+// rests is what has room for idle connections; nil if there is none.
+func (d *httpDrain) rests() *idleConns {
+	d.mu.Lock()
+	defer d.mu.Unlock()
+	return d.idle
+}
+
 func (d *httpDrain) open() map[string]int {
 	d.mu.Lock()
 	defer d.mu.Unlock()
@@ -194,9 +190,7 @@ func (d *httpDrain) open() map[string]int {
 			open[c.kind()]++
 		}
 	}
-	for c := range d.idle {
-		open[c.kind()]++
-	}
+	d.idle.count(open)
 	if n := int(d.travelling.Load()); n > 0 {
 		open["idle"] += n
 	}
@@ -222,7 +216,7 @@ func (d *httpDrain) cut() map[string]int {
 	for c := range d.conns { // now that each is counted for what it was
 		c.notice.deadline()
 	}
-	idle := slices.Collect(maps.Keys(d.idle))
+	idle := d.idle.takeAll()
 	for _, c := range idle {
 		d.cuts[c.kind()]++
 	}
@@ -276,7 +270,7 @@ func (d *httpDrain) forceAll() {
 	for c := range d.conns {
 		rest = append(rest, c)
 	}
-	idle := slices.Collect(maps.Keys(d.idle))
+	idle := d.idle.takeAll()
 	d.mu.Unlock()
 	for _, c := range idle {
 		c.close()
@@ -414,7 +408,7 @@ func (d *httpDrain) connState(nc net.Conn, state http.ConnState) {
 // come: an accept loop that still runs may have one in its hands.
 func (d *httpDrain) checkDoneLocked() {
 	if !d.begun.IsZero() && len(d.conns) == 0 && len(d.listeners) == 0 &&
-		len(d.idle) == 0 && d.travelling.Load() == 0 {
+		d.idle.len() == 0 && d.travelling.Load() == 0 {
 		d.endLocked()
 	}
 }
@@ -425,6 +419,14 @@ func (d *httpDrain) endLocked() {
 		close(d.done)
 		for _, l := range d.returns {
 			l.Close()
+		}
+		if d.idle != nil {
+			d.idlePoll.Close()
+			d.idle.epoll.Close()
+			for _, c := range d.idle.takeAll() { // came since those were cut; now none can rest
+				c.d.Close()
+				d.travelling.Add(-1)
+			}
 		}
 	}
 }

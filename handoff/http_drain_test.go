@@ -48,7 +48,7 @@ func TestSilenceIsCountedFromTheLastActivity(t *testing.T) {
 	require.Len(t, silent, 1)
 
 	// One that became idle later is silent from then on.
-	later := silent[0].(*trackedConn)
+	later := silent[0]
 	later.setState(later, http.StateIdle)
 	later.mu.Lock()
 	later.reads, later.deadlines, later.asked = 1, 1, netHTTPReadSize // as it was waiting

@@ -6,164 +6,266 @@ import (
 	"os"
 	"sync"
 	"time"
+
+	"golang.org/x/sys/unix"
 )
 
-// Idle HTTP connections that came from another process, or came back: each waits in
-// the poller until its client says something, and only then has net/http. If that had
-// it before, the times for a request would begin to run at once, and it would be
-// cut; a connection that says nothing may also move on.
+// Idle HTTP connections that came from another process, or came back: each rests as
+// a bare descriptor until its client says something, and only then has net/http. If
+// that had it before, the times for a request would begin to run at once, and it would
+// be cut; and a connection that rests costs no goroutine, and moves on as it is.
 
-// idleConn is such a connection. Its goroutine is wait.
+// idleConn is such a connection. Whoever takes it out of idleConns has it.
 type idleConn struct {
 	drain *httpDrain
+	id    uint64
 	from  *trackedListener
-	fresh bool      // nothing was asked on it yet
-	since time.Time // when it was accepted, or became idle
-	until time.Time // the end of the server's patience; zero: there is none
-	f     *os.File
-
-	mu     sync.Mutex
-	taker  *carrier // has interrupted the waiting, to take the connection; nil: nobody
-	closed bool
+	fresh bool        // nothing was asked on it yet
+	since time.Time   // when it was accepted, or became idle
+	timer *time.Timer // the end of the server's patience; nil: there is none
+	d     *descriptor
 }
 
-// adopt keeps the connection fd, which is non-blocking and which it takes ownership of, until its client says
-// something, and serves it then as one of l's. false means that it was closed, since
-// nothing is served here any more.
-func (d *httpDrain) adopt(l *trackedListener, fd *descriptor, fresh bool, since time.Time) bool {
-	c := &idleConn{drain: d, from: l, fresh: fresh, since: since, f: fd.disown("connection")}
-	if t := d.patience(fresh); t > 0 {
-		c.until = since.Add(t)
-	}
+// idleConns are those of one HTTP server. They wait in an epoll instance of their own
+// (epoll(7)), which waits in the runtime's poller.
+type idleConns struct {
+	drain *httpDrain
+	epoll *descriptor
+
+	mu   sync.Mutex
+	last uint64
+	all  map[uint64]*idleConn
+}
+
+// resting makes room for idle connections, if there is none.
+func (d *httpDrain) resting() (*idleConns, error) {
 	d.mu.Lock()
-	ended := d.ended
-	if !ended {
-		d.idle[c] = struct{}{}
+	defer d.mu.Unlock()
+	switch {
+	case d.ended:
+		return nil, net.ErrClosed
+	case d.idle != nil:
+		return d.idle, nil
 	}
-	d.mu.Unlock()
-	if ended {
-		c.f.Close()
+	n, err := unix.EpollCreate1(unix.EPOLL_CLOEXEC)
+	if err != nil {
+		return nil, os.NewSyscallError("epoll_create1", err)
+	}
+	i := &idleConns{drain: d, epoll: newDescriptor(n), all: map[uint64]*idleConn{}}
+	f, err := i.epoll.polled("idle connections")
+	if err != nil {
+		i.epoll.Close()
+		return nil, err
+	}
+	d.idle, d.idlePoll = i, f
+	go i.watch(f)
+	return i, nil
+}
+
+// adopt keeps the connection fd, which is non-blocking and which it takes ownership of,
+// until its client says something, and serves it then as one of l's. false means that
+// it was closed, since nothing is served here any more.
+func (d *httpDrain) adopt(l *trackedListener, fd *descriptor, fresh bool, since time.Time) bool {
+	c := &idleConn{drain: d, from: l, fresh: fresh, since: since, d: fd}
+	d.travelling.Add(1)
+	i, err := d.resting()
+	switch {
+	case errors.Is(err, net.ErrClosed):
+		c.close()
 		return false
+	case err != nil:
+		go c.serve() // it can't rest: net/http waits
+	default:
+		i.rest(c)
 	}
-	if k := d.carrier.Load(); k != nil {
-		c.interrupt(k)
+	if k := d.carrier.Load(); k != nil && err == nil {
+		i.leave(c.id, k)
 	}
-	go c.wait()
 	return true
 }
 
-// wait ends when the connection is net/http's, or the carrier's, or closed.
-func (c *idleConn) wait() {
-	for {
-		c.setDeadline()
-		err := awaitBytes(c.f)
-		c.mu.Lock()
-		taker, closed := c.taker, c.closed
-		c.taker = nil
-		c.mu.Unlock()
-		late := !c.until.IsZero() && !time.Now().Before(c.until)
-		if taker != nil {
-			if !closed && !late && errors.Is(err, os.ErrDeadlineExceeded) && c.leave(taker) {
-				return
+// rest lets c rest, which is travelling. Where it can't, net/http waits.
+func (i *idleConns) rest(c *idleConn) {
+	if !i.add(c) {
+		go c.serve()
+	}
+}
+
+// add says whether c can rest.
+func (i *idleConns) add(c *idleConn) bool {
+	i.mu.Lock()
+	defer i.mu.Unlock()
+	i.last++
+	c.id = i.last
+	i.all[c.id] = c
+	event := unix.EpollEvent{Events: unix.EPOLLIN | unix.EPOLLRDHUP | unix.EPOLLONESHOT, Fd: int32(c.id), Pad: int32(c.id >> 32)}
+	if err := i.control(unix.EPOLL_CTL_ADD, c, &event); err != nil {
+		delete(i.all, c.id)
+		return false
+	}
+	if t := c.drain.patience(c.fresh); t > 0 {
+		c.timer = time.AfterFunc(time.Until(c.since.Add(t)), func() {
+			if c := i.take(c.id); c != nil {
+				c.awake()
 			}
-			taker.decline()
-		}
-		switch {
-		case closed:
-			return
-		case err == nil:
-			c.serve()
-			return
-		case !late && errors.Is(err, os.ErrDeadlineExceeded): // it could not leave
-		default:
-			c.close() // the client has gone, or the server's patience
-			return
-		}
+		})
 	}
+	c.drain.travelling.Add(-1)
+	return true
 }
 
-func (c *idleConn) setDeadline() {
-	c.mu.Lock()
-	defer c.mu.Unlock()
-	if c.taker == nil { // otherwise interrupt has set one
-		_ = c.f.SetReadDeadline(c.until)
-	}
+func (i *idleConns) control(op int, c *idleConn, event *unix.EpollEvent) error {
+	return i.epoll.control(func(epoll int) error {
+		return c.d.control(func(fd int) error { return os.NewSyscallError("epoll_ctl", unix.EpollCtl(epoll, op, fd, event)) })
+	})
 }
 
-// interrupt has the waiting end for the carrier k.
-func (c *idleConn) interrupt(k *carrier) {
-	c.mu.Lock()
-	defer c.mu.Unlock()
-	if c.closed || c.taker != nil || !k.reserve(c.from) {
+// take ends the rest of a connection: it is travelling then, and its descriptor in no
+// poller. That must be undone by hand: another process may hold the socket too, and
+// closing this copy alone would leave it there. nil means that somebody else has
+// taken it.
+func (i *idleConns) take(id uint64) *idleConn {
+	i.mu.Lock()
+	defer i.mu.Unlock()
+	c := i.all[id]
+	if c == nil {
+		return nil
+	}
+	i.drain.travelling.Add(1)
+	delete(i.all, id)
+	if c.timer != nil {
+		c.timer.Stop()
+	}
+	_ = i.control(unix.EPOLL_CTL_DEL, c, &unix.EpollEvent{})
+	return c
+}
+
+// ids are the connections that rest now.
+func (i *idleConns) ids() (ids []uint64) {
+	if i == nil {
+		return nil
+	}
+	i.mu.Lock()
+	defer i.mu.Unlock()
+	for id := range i.all {
+		ids = append(ids, id)
+	}
+	return ids
+}
+
+func (i *idleConns) len() int {
+	if i == nil {
+		return 0
+	}
+	i.mu.Lock()
+	defer i.mu.Unlock()
+	return len(i.all)
+}
+
+// takeAll takes what rests now.
+func (i *idleConns) takeAll() (all []*idleConn) {
+	for _, id := range i.ids() {
+		if c := i.take(id); c != nil {
+			all = append(all, c)
+		}
+	}
+	return all
+}
+
+// count adds what rests, by kind.
+func (i *idleConns) count(open map[string]int) {
+	if i == nil {
 		return
 	}
-	c.taker = k
-	_ = c.f.SetReadDeadline(longAgo())
+	i.mu.Lock()
+	defer i.mu.Unlock()
+	for _, c := range i.all {
+		open[c.kind()]++
+	}
 }
 
-// leave gives the connection to the carrier, with whatever its client has said
-// meanwhile unread.
-func (c *idleConn) leave(k *carrier) bool {
-	d, err := dupConn(c.f)
-	if err != nil {
-		return false
+// sweep gives what rests to the carrier, as far as there is room.
+func (i *idleConns) sweep(k *carrier) {
+	for _, id := range i.ids() {
+		if k.isFull() {
+			return
+		}
+		i.leave(id, k)
 	}
-	c.drain.travelling.Add(1)
-	if !k.put(&movedConn{drain: c.drain, from: c.from, fresh: c.fresh, since: c.since, d: d}) {
-		c.drain.travelling.Add(-1)
-		d.Close()
-		return false
+}
+
+// leave gives a connection to the carrier, with whatever its client has just said
+// unread.
+func (i *idleConns) leave(id uint64, k *carrier) {
+	i.mu.Lock()
+	c := i.all[id]
+	i.mu.Unlock()
+	if c == nil || !k.reserve(c.from) {
+		return
+	}
+	if c = i.take(id); c == nil {
+		k.decline()
+		return
+	}
+	if !k.put(&movedConn{drain: c.drain, from: c.from, fresh: c.fresh, since: c.since, d: c.d}) {
+		k.decline()
+		i.rest(c) // the taker has gone meanwhile
+	}
+}
+
+// watch takes those whose clients say something, or have gone, until f is closed,
+// which is the epoll instance too.
+func (i *idleConns) watch(f *os.File) {
+	raw, err := f.SyscallConn()
+	if err != nil {
+		return
+	}
+	events := make([]unix.EpollEvent, 128)
+	for {
+		n := 0
+		if raw.Read(func(fd uintptr) bool {
+			n, err = unix.EpollWait(int(fd), events, 0)
+			return n > 0 || err != nil && err != unix.EINTR
+		}) != nil || err != nil && err != unix.EINTR {
+			return
+		}
+		for _, e := range events[:max(n, 0)] {
+			if c := i.take(uint64(uint32(e.Fd)) | uint64(uint32(e.Pad))<<32); c != nil {
+				go c.awake()
+			}
+		}
+	}
+}
+
+// awake serves a connection that was taken, if its client has said something, and
+// closes it otherwise: the client has gone, or the server's patience.
+func (c *idleConn) awake() {
+	waits := false
+	if c.d.control(func(fd int) error { waits = hasBytes(fd); return nil }) == nil && waits {
+		c.serve()
+		return
 	}
 	c.close()
-	return true
 }
 
-// close closes this process's copy.
+// close closes this process's copy of a connection that was taken.
 func (c *idleConn) close() {
-	c.mu.Lock()
-	first := !c.closed
-	c.closed = true
-	c.mu.Unlock()
-	if first {
-		c.f.Close()
-		c.drain.forgetIdle(c)
-	}
+	c.d.Close()
+	c.drain.arrived()
 }
 
-// serve gives the connection to net/http.
+// serve gives a connection that was taken to net/http.
 func (c *idleConn) serve() {
-	nc, err := streamConn(c.f)
+	defer c.drain.arrived()
+	nc, err := streamConn(c.d.disown("connection"))
 	if err != nil {
-		c.close()
 		return
 	}
-	served := c.drain.wake(c, nc)
+	served := c.drain.track(nc, c.from)
 	if !c.from.returned(c.drain).deliver(served) {
 		served.Close()
 	}
 }
-
-// wake counts nc, which is made of c, in its place.
-func (d *httpDrain) wake(c *idleConn, nc net.Conn) net.Conn {
-	served := d.track(nc, c.from)
-	c.mu.Lock()
-	c.closed = true
-	c.mu.Unlock()
-	d.forgetIdle(c)
-	return served
-}
-
-func (d *httpDrain) forgetIdle(c *idleConn) {
-	d.mu.Lock()
-	defer d.mu.Unlock()
-	delete(d.idle, c)
-	d.checkDoneLocked()
-}
-
-// silentSince is as a trackedConn's.
-func (c *idleConn) silentSince() (time.Time, bool) { return time.Time{}, !unread(c.f) }
-
-func (c *idleConn) closeSilent() { c.close() }
 
 // kind is the word by which the connection is counted.
 func (c *idleConn) kind() string {

@@ -35,6 +35,14 @@ func (l *trackedListener) canMove() bool {
 	return ours && !l.tls
 }
 
+// netns is the cookie of the network namespace that l's connections live in.
+func (l *trackedListener) netns() uint64 {
+	ours := l.Listener.(*listener)
+	ours.mu.Lock()
+	defer ours.mu.Unlock()
+	return ours.netns
+}
+
 // movable says whether the connection can move once it is at a boundary.
 func (c *trackedConn) movable() bool {
 	if c.from == nil || !c.from.canMove() || c.ready || c.over != nil || c.h2 || c.state == http.StateHijacked {
@@ -51,7 +59,7 @@ func (c *trackedConn) movable() bool {
 func (d *httpDrain) canMove() int {
 	d.mu.Lock()
 	defer d.mu.Unlock()
-	n := len(d.idle)
+	n := d.idle.len()
 	for c := range d.conns {
 		c.mu.Lock()
 		if c.movable() {
@@ -166,12 +174,13 @@ func (d *httpDrain) moveBy(k *carrier) { d.carrier.Store(k) }
 
 // sweep interrupts what waits for a request, as far as there is room.
 func (d *httpDrain) sweep(k *carrier) {
+	d.rests().sweep(k)
 	d.mu.Lock()
 	defer d.mu.Unlock()
-	for c := range d.idle {
-		c.interrupt(k)
-	}
 	for c := range d.conns {
+		if k.isFull() {
+			return
+		}
 		c.interrupt(k)
 	}
 }

@@ -19,6 +19,7 @@ type listener struct {
 	inner   net.Listener // nil: does not accept
 	addr    net.Addr
 	of      manifestItem  // what it is called, and is
+	netns   uint64        // cookie of the network namespace it lives in
 	shut    bool          // take what is queued, then end
 	ended   bool          //
 	changed chan struct{} // closed and replaced at each change

@@ -43,7 +43,8 @@ const (
 	moveRetry = 5 * time.Millisecond
 
 	// moveSweep is how often it is looked again for connections that could not leave,
-	// and for how long those of a listener are left alone that were not taken.
+	// and for how long those of a listener are left alone that were not taken: at
+	// first, then twice as long each time.
 	moveSweep = time.Second
 )
 
@@ -115,36 +116,39 @@ func (m *moving) run() {
 }
 
 // meet connects to whoever serves now, and asks whether it takes connections.
-func (m *moving) meet() (_ *conn, err error) {
-	p := m.p
-	ctx, cancel := context.WithTimeout(m.ctx, p.cfg.StepTimeout)
+func (m *moving) meet() (*conn, error) {
+	ctx, cancel := context.WithTimeout(m.ctx, m.p.cfg.StepTimeout)
 	defer cancel()
-	c, err := dial(ctx, p.cfg.Socket, p.allow())
+	c, err := dial(ctx, m.p.cfg.Socket, m.p.allow())
 	if err != nil {
 		return nil, err
 	}
-	defer func() {
-		if err != nil {
-			c.Close()
-		}
-	}()
-	if err = say(c, &frame{Type: msgMove, Generation: p.Generation()}); err != nil {
+	if err := m.askToTake(ctx, c); err != nil {
+		c.Close()
 		return nil, err
 	}
+	return c, nil
+}
+
+// askToTake returns nil where the other end of c takes connections.
+func (m *moving) askToTake(ctx context.Context, c *conn) error {
+	if err := say(c, &frame{Type: msgMove, Generation: m.p.Generation()}); err != nil {
+		return err
+	}
 	stop := context.AfterFunc(ctx, func() { c.setReadDeadline(longAgo()) })
-	f, err := p.question(c)
+	f, err := m.p.question(c)
 	if !stop() {
-		return nil, errors.Join(context.Cause(ctx), err)
+		return errors.Join(context.Cause(ctx), err)
 	}
 	switch {
 	case err != nil:
-		return nil, err
+		return err
 	case f.Type == msgOK:
-		return c, nil
+		return nil
 	case f.Type == msgError && (f.Code == "unknown_type" || f.Code == "moves_off"):
-		return nil, fmt.Errorf("%w: %s", errNoMoves, f.Text)
+		return fmt.Errorf("%w: %s", errNoMoves, f.Text)
 	}
-	return nil, fmt.Errorf("%s: %s", f.Type, f.Text)
+	return fmt.Errorf("%s: %s", f.Type, f.Text)
 }
 
 // carry moves connections over c until that ends, or halt. It closes c.
@@ -351,20 +355,21 @@ func (m *moving) acknowledged(batch []*movedConn, got *frame) (back []*movedConn
 	}
 	for i, c := range batch {
 		if rejected[i] != "" && err == nil {
-			m.k.refuse(c.from, time.Now().Add(moveSweep))
+			m.k.refuse(c.from)
 			m.p.Logger().Debug("a connection is not taken", "reason", rejected[i])
 			back = append(back, c)
 			continue
 		}
 		m.letGo(c)
 	}
+	m.p.post(m.p.changed)
 	return back, err
 }
 
 // refused: the other end could not take the batch, and has closed what it got of it.
 func (m *moving) refused(batch []*movedConn, r *frame) {
 	for _, c := range batch {
-		m.k.refuse(c.from, time.Now().Add(moveSweep))
+		m.k.refuse(c.from)
 	}
 	if !m.warned {
 		m.warned = true

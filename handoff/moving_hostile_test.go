@@ -943,8 +943,32 @@ func TestGiverThatCannotBeTold(t *testing.T) {
 		require.Equal(t, map[string]int{"idle": 1}, a.p.openConnections())
 		require.NoError(t, r.c.Close())
 		require.NoError(t, a.conns[0].d.Close())
-		require.Equal(t, "two", c.get("/", false))
 		a.moved(1)
+		two.answers(c)
 		two.open(map[string]int{"idle": 1})
 	})
+}
+
+// Listeners that a program holds and does not serve by HTTP, or not yet, are waited for
+// once, however many there are and however often their connections come.
+func TestGiverOfConnectionsThatNobodyServes(t *testing.T) {
+	a := newAdopter(t, "tcp", 2)
+	letRightsPass(t, a.p)
+	f := a.batch(2)
+	for i := range maxListeners - 1 {
+		ln, err := a.p.ListenSocket(a.ctx, Socket{Name: strconv.Itoa(i), Network: "tcp", Address: "127.0.0.1:0"})
+		require.NoError(t, err)
+		f.Sockets = append(f.Sockets, *itemOf(ln))
+	}
+	f.Moved[1].Listener = 1
+	r := a.move()
+	begun := time.Now()
+	for range 5 {
+		r.say(f, a.conns[0].d, a.conns[1].d)
+		f.Moved = f.Moved[:2]
+		got := r.hear(msgGot)
+		require.Len(t, got.Rejected, 1)
+		require.Equal(t, 1, got.Rejected[0].Index)
+	}
+	require.Less(t, time.Since(begun), 3*moveSweep)
 }

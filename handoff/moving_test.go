@@ -122,6 +122,24 @@ func TestOnlyWhatIsIdleMoves(t *testing.T) {
 	}
 }
 
+// Where the next version takes no connections, its predecessor tells them to close.
+func TestNobodyTakesConnections(t *testing.T) {
+	c := newChain(t)
+	one := c.mover("tcp", "one", named("one"))
+	client := dialRaw(t, one.addr)
+	require.Equal(t, "one", client.get("/", false))
+	two := c.mover("tcp", "two", named("two"), func(cfg *Config) { cfg.MoveIdle = MoveIdleOff })
+	c.reach(one.Process, StateDraining)
+	for closes := false; !closes; { // until it has read the no, it hopes
+		client.send(get("/"))
+		resp, _ := client.answer()
+		closes = resp.Close
+	}
+	client.eof()
+	require.Zero(t, c.wait(one.Process).Moved)
+	require.Zero(t, two.adopted.Load())
+}
+
 // unreadBy is how many bytes wait in the kernel for the only connection of p.
 func unreadBy(p *mover) (n int) {
 	for _, c := range p.tracked() {

@@ -61,6 +61,7 @@ type Process struct {
 	noMoves    string        // why idle connections do not move; "" if they do
 	coming     int           // connections that the incumbent had open when it welcomed this process
 	httpServes chan struct{} // closed and replaced when a listener begins to be served by HTTP
+	servesFrom time.Time     // when this process began to serve
 	report     Report
 	ending     bool
 
@@ -388,6 +389,9 @@ func (p *Process) beginServing() bool {
 	select {
 	case <-p.serving:
 	default:
+		p.mu.Lock()
+		p.servesFrom = time.Now()
+		p.mu.Unlock()
 		close(p.serving)
 	}
 	p.resumeSingletons()

@@ -71,15 +71,35 @@ func readFacts(fd int) (f socketFacts, err error) {
 	if !f.isSocket {
 		return f, nil
 	}
+	if f.domain, err = unix.GetsockoptInt(fd, unix.SOL_SOCKET, unix.SO_DOMAIN); err != nil {
+		return f, os.NewSyscallError("getsockopt", err)
+	}
+	return f, f.readSocket(fd)
+}
+
+// connFacts is facts for a connection, of which many come at a time: it asks no more
+// than it has to, and does not know the inode, nor the domain but by the address.
+func (d *descriptor) connFacts() (f socketFacts, err error) {
+	err = d.control(func(fd int) error {
+		flags, err := unix.FcntlInt(uintptr(fd), unix.F_GETFL, 0)
+		if err != nil {
+			return os.NewSyscallError("fcntl", err)
+		}
+		f.nonblock = flags&unix.O_NONBLOCK != 0
+		return f.readSocket(fd)
+	})
+	return f, err
+}
+
+// readSocket fails with ENOTSOCK where fd is no socket.
+func (f *socketFacts) readSocket(fd int) (err error) {
 	accepting := 0
-	for name, value := range map[int]*int{
-		unix.SO_DOMAIN:     &f.domain,
-		unix.SO_TYPE:       &f.typ,
-		unix.SO_PROTOCOL:   &f.protocol,
-		unix.SO_ACCEPTCONN: &accepting,
-	} {
-		if *value, err = unix.GetsockoptInt(fd, unix.SOL_SOCKET, name); err != nil {
-			return f, os.NewSyscallError("getsockopt", err)
+	for _, o := range [...]struct {
+		name  int
+		value *int
+	}{{unix.SO_TYPE, &f.typ}, {unix.SO_PROTOCOL, &f.protocol}, {unix.SO_ACCEPTCONN, &accepting}} {
+		if *o.value, err = unix.GetsockoptInt(fd, unix.SOL_SOCKET, o.name); err != nil {
+			return os.NewSyscallError("getsockopt", err)
 		}
 	}
 	f.accepting = accepting != 0
@@ -88,9 +108,9 @@ func readFacts(fd int) (f socketFacts, err error) {
 		return err
 	})
 	if err != nil && !errors.Is(err, unix.ENOPROTOOPT) {
-		return f, os.NewSyscallError("getsockopt", err)
+		return os.NewSyscallError("getsockopt", err)
 	}
-	return f, f.readAddress(fd)
+	return f.readAddress(fd)
 }
 
 func (f *socketFacts) readAddress(fd int) error {

@@ -96,7 +96,7 @@ func (s *socket) refresh() error {
 	case err != nil:
 		return err
 	case s.listener != nil:
-		s.listener.change(func() { s.listener.addr = facts.addr })
+		s.listener.change(func() { s.listener.addr, s.listener.netns = facts.addr, facts.cookie })
 	case s.packet != nil:
 		s.packet.change(func() { s.packet.addr, s.packet.held = facts.addr, s.d })
 	}

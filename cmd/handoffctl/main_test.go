@@ -60,8 +60,8 @@ func TestScripts(t *testing.T) {
 				ended := time.Now().Add(-3*time.Hour - 10*time.Minute)
 				st.Generation, st.PID = 8, 12
 				st.Generations = []handoff.GenerationStatus{
-					{Generation: 7, State: "draining", PID: 11, Label: "v\x1b[31m1", Sockets: 2, AgeSeconds: 7500, Answered: 9000, Holds: map[string]int{"import": 1, "mail": 2}, Open: map[string]int{"idle": 5, "active": 2, "h2": 0}, LeftSeconds: 28},
-					{Generation: 8, State: "serving", PID: 12, Label: "v2", Sockets: 3, Stopping: true, AgeSeconds: 3.21, Unclaimed: []string{"old"}},
+					{Generation: 7, State: "draining", PID: 11, Label: "v\x1b[31m1", Sockets: 2, AgeSeconds: 7500, Answered: 9000, Holds: map[string]int{"import": 1, "mail": 2}, Open: map[string]int{"idle": 5, "active": 2, "h2": 0}, Moved: 120, LeftSeconds: 28},
+					{Generation: 8, State: "serving", PID: 12, Label: "v2", Sockets: 3, Stopping: true, AgeSeconds: 3.21, Adopted: 119, MoveOff: "the self-check\nfailed", Unclaimed: []string{"old"}},
 					{Generation: 9, State: "standby", Takeover: "spare"},
 				}
 				st.Last = &handoff.HandoffStatus{ID: "h", From: 7, To: 8, Outcome: "rolled_back", Reason: "died", Time: ended, Cut: map[string]int{"hijacked": 3}}

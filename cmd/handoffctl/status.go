@@ -99,6 +99,11 @@ func (a *app) printStatus(st *handoff.Status) error {
 			}
 		}
 	}
+	for _, line := range movingLines(st) {
+		if err := a.println(plain(line)); err != nil {
+			return err
+		}
+	}
 	for _, w := range st.Waiting {
 		if err := a.println(plain(waitingLine(w, st.Time))); err != nil {
 			return err
@@ -110,6 +115,31 @@ func (a *app) printStatus(st *handoff.Status) error {
 		}
 	}
 	return a.println(plain("last handoff: " + lastHandoff(st)))
+}
+
+// movingLines say how a drain gets on that moves connections, and who can't move
+// them: its drain takes as long as its clients are silent.
+func movingLines(st *handoff.Status) (lines []string) {
+	for _, g := range st.Generations {
+		if g.Moved > 0 {
+			verb := "drains"
+			if g.State != "draining" {
+				verb = "is " + g.State
+			}
+			lines = append(lines, fmt.Sprintf("generation %d %s: %s moved, %d open", g.Generation, verb, connections(g.Moved), total(g.Open)))
+		}
+		if g.MoveOff != "" {
+			lines = append(lines, fmt.Sprintf("generation %d does not move idle connections: %s", g.Generation, g.MoveOff))
+		}
+	}
+	return lines
+}
+
+func connections(n uint64) string {
+	if n == 1 {
+		return "1 connection"
+	}
+	return fmt.Sprintf("%d connections", n)
 }
 
 // waitingLine says who can't be admitted yet, and why.
@@ -163,6 +193,12 @@ func lastHandoff(st *handoff.Status) string {
 	}
 	if cut := counts(l.Cut); cut != "" {
 		s += "; cut at the deadline: " + cut
+	}
+	// Most drains are over before anybody looks: who took the connections tells.
+	for _, g := range st.Generations {
+		if g.Generation == l.To && g.Adopted > 0 {
+			s += fmt.Sprintf("; %s moved to %d", connections(g.Adopted), l.To)
+		}
 	}
 	return s
 }

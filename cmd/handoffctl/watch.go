@@ -172,6 +172,15 @@ func changes(before, now *handoff.Status) (notes []string) {
 			note("%d stops", g.Generation)
 		}
 	}
+	for _, g := range now.Generations {
+		adopted := g.Adopted
+		if old := find(before, g); old != nil {
+			adopted -= min(old.Adopted, adopted)
+		}
+		if adopted > 0 {
+			note("%s moved to %d", connections(adopted), g.Generation)
+		}
+	}
 	for _, g := range before.Generations {
 		if find(now, g) == nil {
 			note("%d is gone", g.Generation)

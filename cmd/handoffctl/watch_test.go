@@ -48,6 +48,8 @@ func handoffSteps() []func(*handoff.Status) {
 			st.Last = &handoff.HandoffStatus{ID: "h", From: 1, To: 2, Outcome: "released", Cut: map[string]int{"active": 1}}
 		},
 		state(0, "serving"), // no news
+		func(st *handoff.Status) { st.Generations[0].Adopted = 1 },
+		func(st *handoff.Status) { st.Generations[0].Adopted = 121 },
 		func(st *handoff.Status) {
 			st.Requests = append(st.Requests, handoff.RequestStatus{ID: "d\n", Outcome: "withdrawn"})
 		},
@@ -92,6 +94,8 @@ func TestWatch(t *testing.T) {
 		"1 draining, 2 active, 30s left; 2 serving | generation 2 (pid 12, v2) answers; 1: parked to draining; handoff 1 to 2 released",
 		"1 draining, 1 active, 29s left; 2 serving",
 		"2 serving | 1 is gone; 1 cut 1 active",
+		"2 serving | 1 connection moved to 2",
+		"2 serving | 120 connections moved to 2",
 		`2 serving | request d\n withdrawn`,
 		"2 serving (stopping), 5.0s left | 2 stops",
 	)

@@ -22,8 +22,8 @@ const statusTimeout = 5 * time.Second
 
 // newAdmin returns the handler of --admin: /healthz, /readyz and /status. Its
 // address is handed over like any other, so that one stays the same and the
-// generation that serves answers it. Each answer ends its connection, because a
-// connection that stays open would stay with an older generation.
+// generation that serves answers it. Each answer ends its connection, because one
+// that stays open would stay with an older generation through its probation.
 func newAdmin(p adminSource, id identity) http.Handler {
 	mux := http.NewServeMux()
 	mux.HandleFunc("GET /healthz", func(w http.ResponseWriter, _ *http.Request) {

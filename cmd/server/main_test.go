@@ -33,6 +33,30 @@ func TestOptions(t *testing.T) {
 	require.True(t, o.jsonLog)
 }
 
+// TestMoveIdle: on unless it is said otherwise, and --check-config shows which.
+func TestMoveIdle(t *testing.T) {
+	for _, tc := range []struct {
+		name, args string
+		environ    []string
+		want       handoff.MoveIdle
+		shown      string
+	}{
+		{name: "default", want: handoff.MoveIdleOn, shown: "move-idle: true # default\n"},
+		{name: "flag", args: "--move-idle=false", want: handoff.MoveIdleOff, shown: "move-idle: false # --move-idle\n"},
+		{name: "variable", environ: []string{"HANDOFF_MOVE_IDLE=false"}, want: handoff.MoveIdleOff, shown: "move-idle: false # HANDOFF_MOVE_IDLE\n"},
+		{name: "flag over variable", args: "--move-idle", environ: []string{"HANDOFF_MOVE_IDLE=false"}, want: handoff.MoveIdleOn, shown: "move-idle: true # --move-idle\n"},
+	} {
+		t.Run(tc.name, func(t *testing.T) {
+			o, err := loadOptions(strings.Fields("--socket s --http :0 "+tc.args), tc.environ)
+			require.NoError(t, err)
+			require.Equal(t, tc.want, o.config.MoveIdle)
+			var out bytes.Buffer
+			require.NoError(t, o.schema.print(&out))
+			require.Contains(t, out.String(), tc.shown)
+		})
+	}
+}
+
 // TestZeroDurations: 0 is what it says, where the library's zero value is a default.
 func TestZeroDurations(t *testing.T) {
 	o, err := loadOptions(strings.Fields("--socket s --http :0"), nil)
@@ -82,6 +106,7 @@ func TestUsageErrors(t *testing.T) {
 		{"--socket s --http :1 --step-timeout 0", "too short"},
 		{"--socket s --http :1 --heartbeat -1s", "too short"},
 		{"--socket s --http :1 --max-draining -1", "is negative (0: any number)"},
+		{"--socket s --http :1 --move-idle=no-not-that", "--move-idle"},
 		{"--socket s --http :1 --no-such-flag", "no-such-flag"},
 	} {
 		t.Run(tc.args, func(t *testing.T) {

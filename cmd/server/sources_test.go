@@ -32,10 +32,11 @@ drain-timeout: 1m
 access-log: true
 log-level: warn
 takeover: spare
+move-idle: false
 `)
 	environ := []string{
 		"HANDOFF_CONFIG=" + path, "HANDOFF_LABEL=env", "HANDOFF_HTTP=:3  web=:4", "HANDOFF_PROBATION=2s",
-		"HANDOFF_ACCESS_LOG=false", "HANDOFF_TAKEOVER=standby", "HANDOFF_LOG_LEVEL=", "PATH=/bin", "HANDOFFS=1",
+		"HANDOFF_ACCESS_LOG=false", "HANDOFF_TAKEOVER=standby", "HANDOFF_LOG_LEVEL=", "HANDOFF_MOVE_IDLE=true", "PATH=/bin", "HANDOFFS=1",
 	}
 	o, err := loadOptions([]string{"--http", ":5", "--probation=3s"}, environ)
 	require.NoError(t, err)
@@ -60,6 +61,7 @@ takeover: spare
 	require.Equal(t, []string{":1", ":2"}, o.schema.http)
 	require.True(t, o.site.accessLog)
 	require.Equal(t, handoff.Spare, o.config.Takeover)
+	require.Equal(t, handoff.MoveIdleOff, o.config.MoveIdle)
 }
 
 // TestEveryFlagIsAVariableAndAKey: nothing can be said on the command line only,
@@ -69,7 +71,7 @@ func TestEveryFlagIsAVariableAndAKey(t *testing.T) {
 	cert, key := writePair(t, dir, 1)
 	other := map[string]string{
 		"takeover": "spare", "root": dir, "proxy": "http://127.0.0.1:1", "cert": cert, "key": key,
-		"log-format": "json", "log-level": "debug", "access-log": "true", "log-file": filepath.Join(dir, "log"),
+		"log-format": "json", "log-level": "debug", "access-log": "true", "log-file": filepath.Join(dir, "log"), "move-idle": "false",
 		"label": "blue", "socket": "/run/s", "self-socket": "/run/self", "preview": ":99",
 	}
 	read := func(s *schema, args, environ []string) error {
@@ -129,6 +131,7 @@ func TestFilesThatAreRefused(t *testing.T) {
 		{"number for text", "label: 1.10\n", `:1: label: text is expected: write "1.10", in quotes`},
 		{"boolean for text", "label: true\n", `:1: label: text is expected: write "true", in quotes`},
 		{"text for a number", "max-draining: \"2\"\n", `:1: max-draining: a number is expected, not "2"`},
+		{"text for a boolean that is true", "move-idle: \"no\"\n", `:1: move-idle: true or false is expected, not "no"`},
 		{"text for a boolean", "access-log: \"yes\"\n", `:1: access-log: true or false is expected, not "yes"`},
 		{"number for a duration", "probation: 5\n", ":1: probation: a duration such as 30s is expected, not 5"},
 		{"bad duration", "probation: soon\n", ":1: probation: time: invalid duration"},
@@ -198,7 +201,7 @@ func TestStrangeVariables(t *testing.T) {
 
 // TestCheckConfig: what is printed says the same when it is read.
 func TestCheckConfig(t *testing.T) {
-	path := configFile(t, "http: [\":1\", \"web=unix:/run/a b\"]\nlabel: 'yes'\ndrain-timeout: 0s\n")
+	path := configFile(t, "http: [\":1\", \"web=unix:/run/a b\"]\nlabel: 'yes'\ndrain-timeout: 0s\nmove-idle: false\n")
 	args := []string{"--socket", "/run/s", "--config", path, "--takeover", "standby", "--access-log"}
 	t.Setenv("HANDOFF_PROBATION", "90s")
 	t.Setenv("HANDOFF_PORT", "1")
@@ -208,6 +211,7 @@ func TestCheckConfig(t *testing.T) {
 	for _, line := range []string{
 		"socket: /run/s # --socket\n", "label: yes # " + path + ":2\n", "http: # " + path + ":1\n", "probation: 1m30s # HANDOFF_PROBATION\n",
 		"access-log: true # --access-log\n", "ready-timeout: 30s # default\n", "drain-timeout: 0s # " + path + ":3\n", "takeover: standby # --takeover\n",
+		"move-idle: false # " + path + ":4\n",
 	} {
 		require.Contains(t, out.String(), line)
 	}

@@ -17,6 +17,7 @@ type keepAlive struct {
 	conn rawConn // nil: to be dialled when a request is due
 	raw  syscall.RawConn
 	br   *bufio.Reader
+	buf  []byte // of the last request
 	// fresh until the first answer on the connection
 	fresh  bool
 	dialed time.Time
@@ -73,14 +74,15 @@ func (c *keepAlive) broke(err error) {
 // post sends one request and reads its answer. Whatever happens is recorded.
 func (c *keepAlive) post(due time.Time) {
 	c.rec.sent(c.stream.Kind)
-	body := c.body()
-	if err := c.exchange(due, body); err != nil {
+	if err := c.exchange(due); err != nil {
 		c.rec.loss(Loss{Kind: c.stream.Kind, Due: due, Dialed: c.dialed, Cause: causeOf(err), Error: textOf(err), Generation: c.generation, Fresh: c.fresh})
 		c.close()
 	}
 }
 
-func (c *keepAlive) exchange(due time.Time, body []byte) error {
+func (c *keepAlive) exchange(due time.Time) error {
+	wire, body := c.request(c.buf, c.cfg.body(c.stream), "")
+	c.buf = wire
 	if c.conn == nil {
 		if err := c.dial(); err != nil {
 			return &failure{CauseDial, err}
@@ -89,7 +91,7 @@ func (c *keepAlive) exchange(due time.Time, body []byte) error {
 	if err := c.conn.SetDeadline(time.Now().Add(c.cfg.timeout())); err != nil {
 		return err
 	}
-	if _, err := c.conn.Write(request(body, false)); err != nil {
+	if _, err := c.conn.Write(wire); err != nil {
 		return err
 	}
 	resp, err := readAnswer(c.br, body)

@@ -6,11 +6,13 @@
 // exactly one of three ways:
 //
 //   - answered: status 200 and, for POSTs to /echo, the request's own body, byte for byte;
-//   - refused: an HTTP/2 server said by GOAWAY or REFUSED_STREAM that it did not look at the request;
+//   - refused: the server said that it did not look at the request: by GOAWAY or REFUSED_STREAM, or by "Connection:
+//     close" on the answer to an earlier one of the same connection, where requests are pipelined;
 //   - lost: everything else, a refused dial included. Each loss is kept with its time, cause and error.
 //
 // A connection that the server closes while nothing is outstanding on it is no loss but is counted as broken, unless
-// the last answer announced it with "Connection: close". Clients watch for that close up to the instant they send.
+// the last answer announced it with "Connection: close". Clients watch for that close up to the instant they send; Go's
+// own client does not tell of it, and shows it by another dial.
 package load
 
 import (
@@ -19,6 +21,7 @@ import (
 	"crypto/tls"
 	"errors"
 	"fmt"
+	"math/rand/v2"
 	"sync"
 	"time"
 )
@@ -30,6 +33,11 @@ type Kind string
 const (
 	// KeepAlive posts over HTTP/1.1 connections that stay open, one request outstanding on each at most.
 	KeepAlive Kind = "keep-alive"
+	// Pipelined writes trains of one to four POSTs to HTTP/1.1 connections that stay open, in fragments, and sometimes
+	// leaves the last one incomplete for a moment. What it sends in which pieces follows from Config.Seed.
+	Pipelined Kind = "pipelined"
+	// GoClient posts by one http.Client of Go, whose HTTP/1.1 connections stay open. It can't send a request twice.
+	GoClient Kind = "go-client"
 	// NewConn opens a connection for each request.
 	NewConn Kind = "new-conn"
 	// H2C posts over HTTP/2 connections without TLS; requests share a connection.
@@ -49,8 +57,10 @@ type Stream struct {
 	Address string
 	// Conns is the number of connections; 0 means 1. NewConn ignores it.
 	Conns int
-	// Rate is in requests a second over all connections of the stream. Events ignores it.
+	// Rate is in requests a second over all connections of the stream, of Pipelined in trains. Events ignores it.
 	Rate float64
+	// Body is the length of a request's body in bytes; 0 means Config's. Pipelined sends no longer ones, but shorter.
+	Body int
 	// TLS, for NewConn only, makes every connection begin with a handshake; one that fails is a loss.
 	TLS *tls.Config
 }
@@ -60,15 +70,22 @@ type Config struct {
 	Streams []Stream
 	// Body is the length of a request's body in bytes; 0 means 128, and at least 32 are sent.
 	Body int
+	// Seed is where all that a Pipelined stream leaves to chance begins; 0 means any. The report has it.
+	Seed uint64
 	// Timeout bounds a dial and, separately, the wait for an answer; what takes longer is lost. 0 means 10 s.
 	Timeout time.Duration
 	// Max ends the run by itself. 0 means 5 minutes.
 	Max time.Duration
 }
 
-func (c Config) body() int              { return max(cmp.Or(c.Body, 128), 32) }
 func (c Config) timeout() time.Duration { return cmp.Or(c.Timeout, 10*time.Second) }
 func (c Config) max() time.Duration     { return cmp.Or(c.Max, 5*time.Minute) }
+
+// minBody has room for what names a request.
+const minBody = 32
+
+// body is the length of the stream's bodies.
+func (c Config) body(s Stream) int { return max(cmp.Or(s.Body, c.Body, 128), minBody) }
 
 func (s Stream) network() string {
 	if s.Kind == Datagram {
@@ -79,7 +96,7 @@ func (s Stream) network() string {
 
 func (s Stream) check() error {
 	switch s.Kind {
-	case KeepAlive, NewConn, H2C, Datagram:
+	case KeepAlive, Pipelined, GoClient, NewConn, H2C, Datagram:
 		if s.Rate <= 0 {
 			return fmt.Errorf("load: %s: rate must be above 0", s.Kind)
 		}
@@ -115,8 +132,11 @@ func Start(ctx context.Context, cfg Config) (*Run, error) {
 			return nil, err
 		}
 	}
+	for cfg.Seed == 0 {
+		cfg.Seed = rand.Uint64()
+	}
 	ctx, cancel := context.WithTimeout(ctx, cfg.max())
-	r := &Run{rec: newRecorder(), cancel: cancel, done: make(chan struct{})}
+	r := &Run{rec: newRecorder(cfg.Seed), cancel: cancel, done: make(chan struct{})}
 	begin := make(chan time.Time)
 	var working, dialling sync.WaitGroup
 	id := 0
@@ -152,7 +172,7 @@ func allWorkers(streams []Stream) (n int) {
 
 // workers is the number of goroutines that keep a stream's schedule.
 func (s Stream) workers() int {
-	if s.Kind == NewConn {
+	if s.Kind == NewConn || s.Kind == GoClient {
 		return 1
 	}
 	return max(s.Conns, 1)
@@ -173,7 +193,7 @@ func (r *Run) Report() Report { return r.rec.report() }
 func (r *Run) Counts() Counts { return r.rec.total() }
 
 // Wait returns nil as soon as enough holds for what happened so far, and an error when ctx ends or the run does.
-// enough must not block.
+// enough must neither block nor keep or change what it is given.
 func (r *Run) Wait(ctx context.Context, enough func(Counts) bool) error {
 	ctx, cancel := context.WithCancel(ctx)
 	defer cancel()
@@ -198,7 +218,7 @@ func (r *Run) More(n uint64) func(Counts) bool {
 	return func(c Counts) bool { return c.Answered >= want }
 }
 
-// worker keeps the schedule of one connection, or of all requests of a NewConn stream.
+// worker keeps the schedule of one connection, or of all requests of a NewConn or GoClient stream.
 type worker struct {
 	cfg            Config
 	stream         Stream
@@ -214,6 +234,16 @@ func (w *worker) run(ctx context.Context, dialled func(), begin <-chan time.Time
 	case KeepAlive:
 		c := &keepAlive{worker: w}
 		c.connect()
+		dialled()
+		c.run(ctx, w.schedule(<-begin))
+	case Pipelined:
+		c := newPipelined(w)
+		c.connect()
+		dialled()
+		c.run(ctx, w.schedule(<-begin))
+	case GoClient:
+		c := newGoClient(w)
+		c.connect(ctx)
 		dialled()
 		c.run(ctx, w.schedule(<-begin))
 	case NewConn:

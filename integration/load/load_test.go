@@ -83,6 +83,8 @@ func TestNothingLostOnAServerThatStays(t *testing.T) {
 	run := start(t, Config{Streams: []Stream{
 		{Kind: KeepAlive, Address: addr, Conns: 10, Rate: 500},
 		{Kind: KeepAlive, Network: "unix", Address: unixLn.Addr().String(), Conns: 2, Rate: 100},
+		{Kind: Pipelined, Address: addr, Conns: 5, Rate: 100},
+		{Kind: GoClient, Address: addr, Conns: 6, Rate: 200},
 		{Kind: NewConn, Address: addr, Rate: 100},
 		{Kind: H2C, Address: addr, Conns: 3, Rate: 200},
 	}})
@@ -94,9 +96,11 @@ func TestNothingLostOnAServerThatStays(t *testing.T) {
 	require.Equal(t, rep.Sent, rep.Answered)
 	require.Equal(t, rep.Answered, rep.Generations[7])
 	require.EqualValues(t, 12, rep.ByKind[KeepAlive].Dials)
+	require.EqualValues(t, 5, rep.ByKind[Pipelined].Dials)
+	require.EqualValues(t, 6, rep.ByKind[GoClient].Dials)
 	require.EqualValues(t, 3, rep.ByKind[H2C].Dials)
 	require.Equal(t, rep.ByKind[NewConn].Sent, rep.ByKind[NewConn].Dials)
-	for _, k := range []Kind{KeepAlive, NewConn, H2C} {
+	for _, k := range []Kind{KeepAlive, Pipelined, GoClient, NewConn, H2C} {
 		require.NotZero(t, rep.ByKind[k].Answered, k)
 	}
 }
@@ -218,7 +222,7 @@ func TestEveryCauseIsNamed(t *testing.T) {
 		{"no HTTP", func(c *net.TCPConn) { readRequest(c); io.WriteString(c, "what?\r\n\r\n") }, CauseProtocol},
 	} {
 		t.Run(tc.name, func(t *testing.T) {
-			for _, kind := range []Kind{KeepAlive, NewConn} {
+			for _, kind := range []Kind{KeepAlive, GoClient, NewConn} {
 				leak.Check(t)
 				run := start(t, Config{Streams: []Stream{{Kind: kind, Address: scripted(t, tc.server), Rate: 100}}})
 				await(t, run, func(c Counts) bool { return c.Lost > 0 })
@@ -249,7 +253,7 @@ func TestRefusedDialIsALoss(t *testing.T) {
 	leak.Check(t)
 	ln := listen(t)
 	ln.Close()
-	for _, kind := range []Kind{KeepAlive, NewConn, H2C, Events} {
+	for _, kind := range []Kind{KeepAlive, Pipelined, GoClient, NewConn, H2C, Events} {
 		run := start(t, Config{Streams: []Stream{{Kind: kind, Address: ln.Addr().String(), Rate: 50}}})
 		await(t, run, func(c Counts) bool { return c.Lost > 2 })
 		rep := run.Stop()

@@ -18,16 +18,16 @@ func (w *worker) runNewConn(ctx context.Context, s schedule) {
 		if !sleepUntil(ctx, due) {
 			return
 		}
-		body := w.body()
-		outstanding.Go(func() { w.postOnce(due, body) })
+		wire, body := w.request(nil, w.cfg.body(w.stream), "Connection: close\r\n")
+		outstanding.Go(func() { w.postOnce(due, wire, body) })
 	}
 }
 
 // postOnce sends one request over a connection of its own.
-func (w *worker) postOnce(due time.Time, body []byte) {
+func (w *worker) postOnce(due time.Time, wire, body []byte) {
 	w.rec.sent(w.stream.Kind)
 	dialed := time.Now()
-	generation, err := w.exchangeOnce(body)
+	generation, err := w.exchangeOnce(wire, body)
 	if err != nil {
 		w.rec.loss(Loss{Kind: w.stream.Kind, Due: due, Dialed: dialed, Cause: causeOf(err), Error: textOf(err), Generation: generation, Fresh: true})
 		return
@@ -35,7 +35,7 @@ func (w *worker) postOnce(due time.Time, body []byte) {
 	w.rec.answered(w.stream.Kind, due, generation)
 }
 
-func (w *worker) exchangeOnce(body []byte) (generation uint64, err error) {
+func (w *worker) exchangeOnce(wire, body []byte) (generation uint64, err error) {
 	tcp, err := w.dial()
 	if err != nil {
 		return 0, &failure{CauseDial, err}
@@ -52,7 +52,7 @@ func (w *worker) exchangeOnce(body []byte) (generation uint64, err error) {
 		}
 		conn = c
 	}
-	if _, err := conn.Write(request(body, true)); err != nil {
+	if _, err := conn.Write(wire); err != nil {
 		return 0, err
 	}
 	resp, err := readAnswer(bufio.NewReaderSize(conn, 1024), body)

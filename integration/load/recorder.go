@@ -11,7 +11,7 @@ import (
 type Counts struct {
 	Sent        uint64
 	Answered    uint64
-	Refused     uint64 // by GOAWAY or REFUSED_STREAM: not processed, for certain
+	Refused     uint64 // not processed, for certain: the server said so
 	Lost        uint64
 	Broken      uint64 // connections closed by the server with nothing outstanding and nothing announced
 	Announced   uint64 // connections closed after an answer with "Connection: close"
@@ -19,24 +19,6 @@ type Counts struct {
 	Events      uint64            // server-sent events read
 	Drained     uint64            // event streams that ended with "event: drain"
 	Generations map[uint64]uint64 // answers by X-Handoff-Generation; 0 stands for answers without it
-}
-
-func (c *Counts) add(o Counts) {
-	c.Sent += o.Sent
-	c.Answered += o.Answered
-	c.Refused += o.Refused
-	c.Lost += o.Lost
-	c.Broken += o.Broken
-	c.Announced += o.Announced
-	c.Dials += o.Dials
-	c.Events += o.Events
-	c.Drained += o.Drained
-	if c.Generations == nil {
-		c.Generations = make(map[uint64]uint64)
-	}
-	for g, n := range o.Generations {
-		c.Generations[g] += n
-	}
 }
 
 // Cause says what became of a lost request.
@@ -85,30 +67,38 @@ const maxLosses = 1000
 type recorder struct {
 	mu      sync.Mutex
 	changed *sync.Cond
+	seed    uint64
 	started time.Time
 	counts  map[Kind]*Counts
+	all     Counts // over all kinds: whoever waits looks at each change, and must not have to add up
 	lost    []Loss
 	broken  []Loss
 	samples []sample
 	ended   time.Time // of the last record
 }
 
-func newRecorder() *recorder {
-	r := &recorder{counts: make(map[Kind]*Counts)}
+func newRecorder(seed uint64) *recorder {
+	r := &recorder{seed: seed, counts: make(map[Kind]*Counts)}
+	r.all.Generations = make(map[uint64]uint64)
 	r.changed = sync.NewCond(&r.mu)
 	return r
 }
 
-// update runs f on a kind's counts under the lock and wakes those who wait.
+// update runs f on a kind's counts, and on those over all kinds, and wakes those who wait.
 func (r *recorder) update(k Kind, f func(c *Counts)) {
 	r.mu.Lock()
 	defer r.mu.Unlock()
+	r.updateLocked(k, f)
+}
+
+func (r *recorder) updateLocked(k Kind, f func(c *Counts)) {
 	c := r.counts[k]
 	if c == nil {
 		c = &Counts{Generations: make(map[uint64]uint64)}
 		r.counts[k] = c
 	}
 	f(c)
+	f(&r.all)
 	r.ended = time.Now()
 	r.changed.Broadcast()
 }
@@ -127,31 +117,33 @@ func (r *recorder) event(k Kind)     { r.update(k, func(c *Counts) { c.Events++ 
 
 func (r *recorder) answered(k Kind, due time.Time, generation uint64) {
 	latency := time.Since(due)
-	r.update(k, func(c *Counts) {
+	r.mu.Lock()
+	defer r.mu.Unlock()
+	r.samples = append(r.samples, sample{due: due, latency: latency, kind: k, generation: generation})
+	r.updateLocked(k, func(c *Counts) {
 		c.Answered++
 		c.Generations[generation]++
-		r.samples = append(r.samples, sample{due: due, latency: latency, kind: k, generation: generation})
 	})
 }
 
 func (r *recorder) loss(l Loss) {
 	l.Time = time.Now()
-	r.update(l.Kind, func(c *Counts) {
-		c.Lost++
-		if len(r.lost) < maxLosses {
-			r.lost = append(r.lost, l)
-		}
-	})
+	r.mu.Lock()
+	defer r.mu.Unlock()
+	if len(r.lost) < maxLosses {
+		r.lost = append(r.lost, l)
+	}
+	r.updateLocked(l.Kind, func(c *Counts) { c.Lost++ })
 }
 
 func (r *recorder) brokenConn(l Loss) {
 	l.Time = time.Now()
-	r.update(l.Kind, func(c *Counts) {
-		c.Broken++
-		if len(r.broken) < maxLosses {
-			r.broken = append(r.broken, l)
-		}
-	})
+	r.mu.Lock()
+	defer r.mu.Unlock()
+	if len(r.broken) < maxLosses {
+		r.broken = append(r.broken, l)
+	}
+	r.updateLocked(l.Kind, func(c *Counts) { c.Broken++ })
 }
 
 // total is the sum over all kinds, a copy.
@@ -162,11 +154,8 @@ func (r *recorder) total() Counts {
 }
 
 func (r *recorder) totalLocked() Counts {
-	var t Counts
-	t.add(Counts{})
-	for _, c := range r.counts {
-		t.add(*c)
-	}
+	t := r.all
+	t.Generations = maps.Clone(t.Generations)
 	return t
 }
 
@@ -179,7 +168,7 @@ func (r *recorder) wait(ctx context.Context, enough func(Counts) bool) error {
 	defer stop()
 	r.mu.Lock()
 	defer r.mu.Unlock()
-	for !enough(r.totalLocked()) {
+	for !enough(r.all) {
 		if err := ctx.Err(); err != nil {
 			return err
 		}
@@ -192,6 +181,7 @@ func (r *recorder) report() Report {
 	r.mu.Lock()
 	defer r.mu.Unlock()
 	rep := Report{
+		Seed:    r.seed,
 		Started: r.started,
 		Ended:   r.ended,
 		ByKind:  make(map[Kind]Counts, len(r.counts)),

@@ -13,6 +13,7 @@ import (
 
 // Report says what a run saw. It is a copy; the caller may do with it what it likes.
 type Report struct {
+	Seed           uint64 // of what was left to chance
 	Started, Ended time.Time
 	Counts         // over all kinds
 	ByKind         map[Kind]Counts
@@ -98,6 +99,9 @@ func (r Report) String() string {
 	w.Flush() // into memory: it cannot fail
 	fmt.Fprintf(&b, "answers by generation: %s\n", r.GenerationsText())
 	fmt.Fprintf(&b, "latency: %s\n", r.Latency(time.Time{}, time.Time{}))
+	if _, ok := r.ByKind[Pipelined]; ok {
+		fmt.Fprintf(&b, "seed: %d\n", r.Seed)
+	}
 	r.list(&b, "lost", r.Losses, r.Lost)
 	r.list(&b, "broken", r.Breaks, r.Broken)
 	return b.String()

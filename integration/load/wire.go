@@ -3,13 +3,17 @@ package load
 import (
 	"bufio"
 	"bytes"
+	"encoding/binary"
 	"errors"
 	"fmt"
 	"io"
+	"math/rand/v2"
 	"net"
 	"net/http"
 	"os"
+	"slices"
 	"strconv"
+	"sync"
 	"syscall"
 
 	"golang.org/x/sys/unix"
@@ -18,28 +22,35 @@ import (
 // generationHeader names the process that answered.
 const generationHeader = "X-Handoff-Generation"
 
-// body returns the next body of this worker. No two requests of a run have the same, so that an answer meant for
-// another request shows.
-func (w *worker) body() []byte {
+// body returns the next body of this worker. No two requests of a run have the same, nor the same 8 bytes at any place
+// but by chance, so that an answer shows that is, or has a part of, the one to another request.
+func (w *worker) body() []byte { return w.appendBody(nil, w.cfg.body(w.stream)) }
+
+// appendBody appends the next body, of n bytes: its name, and letters that follow from it.
+func (w *worker) appendBody(b []byte, n int) []byte {
 	w.serial++
-	b := make([]byte, 0, w.cfg.body()+32)
+	begin, end := len(b), len(b)+n
+	b = slices.Grow(b, n+minBody)
 	b = fmt.Appendf(b, "%s %d %d ", w.stream.Kind, w.id, w.serial)
-	for i := byte(0); len(b) < w.cfg.body(); i++ {
-		b = append(b, 'a'+(i+byte(w.serial))%26)
+	letters := rand.NewPCG(uint64(w.id), w.serial)
+	for len(b) < end {
+		const low, letterA = 0x0f0f0f0f0f0f0f0f, 0x6161616161616161
+		b = binary.LittleEndian.AppendUint64(b, letters.Uint64()&low+letterA)
 	}
-	return b[:w.cfg.body()]
+	return b[:begin+n]
 }
 
-// request is a POST of body to /echo as it goes over the wire.
-func request(body []byte, last bool) []byte {
-	b := make([]byte, 0, len(body)+160)
+// request is the next POST to /echo as it goes over the wire, with a body of n bytes, which is its end. It is written
+// into buf where there is room. header is empty or has further lines.
+func (w *worker) request(buf []byte, n int, header string) (wire, body []byte) {
+	b := slices.Grow(buf[:0], n+len(header)+160)
 	b = append(b, "POST /echo HTTP/1.1\r\nHost: load\r\nContent-Type: application/octet-stream\r\nContent-Length: "...)
-	b = strconv.AppendInt(b, int64(len(body)), 10)
-	if last {
-		b = append(b, "\r\nConnection: close"...)
-	}
-	b = append(b, "\r\n\r\n"...)
-	return append(b, body...)
+	b = strconv.AppendInt(b, int64(n), 10)
+	b = append(b, "\r\n"...)
+	b = append(b, header...)
+	b = append(b, "\r\n"...)
+	b = w.appendBody(b, n)
+	return b, b[len(b)-n:]
 }
 
 // failure is why a request is lost.
@@ -90,19 +101,41 @@ func readAnswer(br *bufio.Reader, body []byte) (*http.Response, error) {
 // postRequest tells http.ReadResponse that the answer is to a POST; it is only read.
 var postRequest = &http.Request{Method: http.MethodPost}
 
+// chunks are for reading answers: a large one is compared as it comes, and never in memory as a whole.
+var chunks = sync.Pool{New: func() any { return new([32 << 10]byte) }}
+
 // checkEcho reads the answer's body to its end and compares.
 func checkEcho(resp *http.Response, body []byte) error {
-	got, err := io.ReadAll(io.LimitReader(resp.Body, int64(len(body))+1<<16))
-	if err != nil {
-		return err
-	}
+	chunk := chunks.Get().(*[32 << 10]byte)
+	defer chunks.Put(chunk)
 	if resp.StatusCode != http.StatusOK {
-		return &failure{CauseStatus, fmt.Errorf("%s: %q", resp.Status, got[:min(len(got), 80)])}
+		n, err := io.ReadFull(resp.Body, chunk[:80])
+		if err != nil && err != io.EOF && err != io.ErrUnexpectedEOF {
+			return err
+		}
+		return &failure{CauseStatus, fmt.Errorf("%s: %q", resp.Status, chunk[:n])}
 	}
-	if !bytes.Equal(got, body) {
-		return &failure{CauseEcho, fmt.Errorf("sent %q, got %q", body[:min(len(body), 40)], got[:min(len(got), 40)])}
+	for at := 0; ; {
+		n, err := resp.Body.Read(chunk[:])
+		if got := chunk[:n]; !bytes.HasPrefix(body[at:], got) {
+			want := body[at:min(at+n, len(body))]
+			same := 0
+			for same < len(want) && want[same] == got[same] {
+				same++
+			}
+			return &failure{CauseEcho, fmt.Errorf("at byte %d of %d: sent %q, got %q", at+same, len(body),
+				want[same:min(same+40, len(want))], got[same:min(same+40, n)])}
+		}
+		at += n
+		switch {
+		case err == io.EOF && at < len(body):
+			return &failure{CauseEcho, fmt.Errorf("sent %d bytes, got the first %d", len(body), at)}
+		case err == io.EOF:
+			return nil
+		case err != nil:
+			return err
+		}
 	}
-	return nil
 }
 
 // generationOf is the answer's generation, 0 where the server states none.

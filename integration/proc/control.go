@@ -84,6 +84,10 @@ type GenerationStatus struct {
 	Stopping   bool           `json:"stopping"`
 
 	SilentSeconds float64 `json:"silent_seconds"`
+
+	Moved   uint64 `json:"moved"`
+	Adopted uint64 `json:"adopted"`
+	MoveOff string `json:"move_off"`
 }
 
 // Serving is the generation that serves, the zero value when none does.
