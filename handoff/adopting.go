@@ -150,11 +150,17 @@ func (t *taker) drop() {
 
 // batch says which of a batch are taken, and serves them as soon as that is said.
 func (t *taker) batch(f *frame, fds []*descriptor) {
-	t.phase.on(moveBatch)
 	listeners := make([]*trackedListener, len(f.Sockets))
 	for i := range f.Sockets {
 		listeners[i] = t.p.servedAs(&f.Sockets[i])
 	}
+	if slices.Contains(listeners, nil) && t.p.adopters.hasEnded() {
+		// Nothing is served here any more, which says nothing of these listeners.
+		closeAll(fds)
+		say(t.c, refusal("busy", "this process serves no more", "ask again"))
+		return
+	}
+	t.phase.on(moveBatch)
 	got := &frame{Type: msgGot, N: len(fds)}
 	for i, m := range f.Moved {
 		l := listeners[m.Listener]

@@ -272,7 +272,7 @@ func (m *moving) give(c *conn, replies <-chan *frame, batch []*movedConn) (back 
 			if ev == moveNone {
 				m.refused(batch, r)
 			}
-			return batch, ev == moveNone && !kept
+			return batch, ev == moveNone && !kept && r.Code != CodeBusy
 		case moveKeep:
 			if late {
 				m.p.Logger().Warn("whoever serves does not say that it got connections; they are served here again", "connections", len(batch),
@@ -368,6 +368,9 @@ func (m *moving) acknowledged(batch []*movedConn, got *frame) (back []*movedConn
 
 // refused: the other end could not take the batch, and has closed what it got of it.
 func (m *moving) refused(batch []*movedConn, r *frame) {
+	if r.Code == CodeBusy { // it has just handed over, and another one serves
+		return
+	}
 	for _, c := range batch {
 		m.k.refuse(c.from)
 	}

@@ -294,3 +294,28 @@ func (f *fragments) run(stop <-chan struct{}) (answered int, err error) {
 		}
 	}
 }
+
+// A process that has just handed over rejects nothing, which would have its giver tell
+// clients to close: whoever serves now is asked instead.
+func TestTakerThatHasHandedOverSaysBusy(t *testing.T) {
+	c := newChain(t)
+	one := c.mover("tcp", "one", named("one"))
+	giver, to := connPair(t)
+	ours, theirs, err := connectedPair()
+	require.NoError(t, err)
+	defer ours.Close()
+	defer theirs.Close()
+	d, err := dupConn(ours)
+	require.NoError(t, err)
+	item := one.ln.(*listener).item()
+	two := c.mover("tcp", "two", named("two"))
+	c.wait(one.Process)
+
+	take := taker{p: one.Process, c: to}
+	take.batch(&frame{Type: msgConnections, Sockets: []manifestItem{item}, Moved: []movedItem{{}}}, []*descriptor{d})
+	require.Equal(t, takingNone, take.phase)
+	f, err := two.question(giver)
+	require.NoError(t, err)
+	require.Equal(t, msgError, f.Type)
+	require.Equal(t, CodeBusy, f.Code)
+}
