@@ -305,8 +305,8 @@ func cameThrough(local, listener net.Addr) bool {
 	return false
 }
 
-// servedAs finds what serves the listener it here: by its name, or, if it was renamed,
-// by its address. A program that has just begun may be about to serve it: that is
+// servedAs finds what serves the listener it here: by its address, since names may have
+// been exchanged, or else by its name. A program that has just begun may be about to serve it: that is
 // waited for, for a moment. It is not waited for again and again, since what is on its
 // way is served by nobody.
 func (p *Process) servedAs(it *manifestItem) *trackedListener {
@@ -335,8 +335,11 @@ func (p *Process) findServed(it *manifestItem) *trackedListener {
 	all := slices.Clone(p.drainers.all)
 	p.drainers.Unlock()
 	for _, match := range []func(*manifestItem) bool{
-		func(o *manifestItem) bool { return o.Name == it.Name && o.family() == it.family() },
+		func(o *manifestItem) bool {
+			return o.Name == it.Name && o.Local == it.Local && o.family() == it.family()
+		},
 		func(o *manifestItem) bool { return o.Local == it.Local && o.family() == it.family() },
+		func(o *manifestItem) bool { return o.Name == it.Name && o.family() == it.family() },
 	} {
 		for _, d := range all {
 			if h, ok := d.(*httpDrain); ok {

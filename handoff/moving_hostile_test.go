@@ -552,12 +552,17 @@ type givenConn struct {
 // newAdopter makes an adopter, and n connections to give to it.
 func newAdopter(t testing.TB, network string, n int, change ...func(*Config)) *adopter {
 	t.Helper()
+	return newAdopterOf(t, network, n, &http.Server{}, change...)
+}
+
+func newAdopterOf(t testing.TB, network string, n int, srv *http.Server, change ...func(*Config)) *adopter {
+	t.Helper()
 	c := newChain(t)
 	s := Socket{Network: network, Address: "127.0.0.1:0"}
 	if network == "unix" {
 		s.Address = filepath.Join(filepath.Dir(c.socket), "web")
 	}
-	w := c.webUnserved("one", s, &http.Server{}, change...)
+	w := c.webUnserved("one", s, srv, change...)
 	c.ready(w.p)
 	a := &adopter{web: w, target: &target{chain: c, one: w.p, at: w.ln.Addr()}}
 	for range n {
