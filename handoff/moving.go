@@ -95,15 +95,22 @@ func (m *moving) halt() {
 func (m *moving) run() {
 	defer close(m.done)
 	defer m.halted()
+	told := false
 	for pause := moveRetry; m.ctx.Err() == nil; pause = min(2*pause, moveSweep) {
+		before := m.p.moved.Load()
 		c, err := m.meet()
 		switch {
 		case err == nil:
 			m.carry(c)
-			pause = moveRetry
+			if m.p.moved.Load() > before {
+				pause = moveRetry
+			}
 		case errors.Is(err, errNoMoves):
 			m.k.hopeUntil(time.Time{})
-			m.p.Logger().Info("idle connections stay here", "reason", err)
+			if !told {
+				told = true
+				m.p.Logger().Info("idle connections stay here", "reason", err)
+			}
 		default:
 			m.p.Logger().Debug("nobody takes idle connections yet", "error", err)
 		}

@@ -903,6 +903,7 @@ func TestGiverThatCannotBeTold(t *testing.T) {
 		r := a.move()
 		require.NoError(t, r.c.c.CloseRead())
 		r.say(a.batch(1), a.conns[0].d)
+		a.until("it was read", func() bool { return a.h.drain.travelling.Load() == 1 })
 		return a, r
 	}
 	t.Run("keeps", func(t *testing.T) {
