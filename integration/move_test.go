@@ -150,7 +150,7 @@ func TestMove(t *testing.T) {
 	} {
 		t.Run(tc.name, func(t *testing.T) {
 			s := newService(t)
-			args := tc.args(s)
+			args := append(tc.args(s), "--log-level", "debug") // which tells why a connection is not taken
 			first := s.serving("v1", args...)
 			addr := s.address(web)
 			if tc.delay > 0 {
