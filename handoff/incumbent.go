@@ -58,8 +58,7 @@ func (p *Process) askToSucceed(l *link, f *frame) bool {
 // admit makes the asker's connection the younger link.
 func (p *Process) admit() {
 	l := p.asker
-	// Older ones may be of a chain that ended before this one began.
-	p.next = max(p.next, p.living.highest()) + 1
+	p.next = p.nextNumber()
 	l.side, l.number, l.id = sideYounger, p.next, rand.Text()[:10]
 	p.younger = l
 	p.waiting.admitted(l)
@@ -74,6 +73,10 @@ func (p *Process) admit() {
 	p.Logger().Info("a successor is starting", "successor", l.number, "successor_pid", l.peer.PID,
 		"successor_label", l.peer.Label, "mode", l.mode.String(), "request", l.peer.Request)
 }
+
+// nextNumber is what the next successor gets. Older ones may be of a chain that ended
+// before this one began.
+func (p *Process) nextNumber() uint64 { return max(p.next, p.living.highest()) + 1 }
 
 func (p *Process) welcome(f *frame) {
 	l := p.younger

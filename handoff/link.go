@@ -305,6 +305,9 @@ func (p *Process) sendFrame(a action) {
 		f.Requests = p.ledger.list()
 	case msgRevoke:
 		f.Text, f.Generation = revokeText(a.why), p.next
+		if a.why == whyDisplaced {
+			f.Generation = p.nextNumber() // whoever displaces it gets that next
+		}
 		p.Logger().Warn("the successor is told to stop", "reason", string(a.why), "successor_pid", l.peer.PID)
 	case msgBye:
 		p.mu.Lock()

@@ -978,3 +978,33 @@ func TestGiverOfConnectionsThatNobodyServes(t *testing.T) {
 	}
 	require.Less(t, time.Since(begun), 3*moveSweep)
 }
+
+// A taker that goes between the moment when there was room and the one when a connection
+// comes: that stays where it was, whether it rests or is net/http's.
+func TestTakerGoesBeforeAConnectionComes(t *testing.T) {
+	a := newAdopter(t, "tcp", 1)
+	letRightsPass(t, a.p)
+	own := a.idle()
+	r := a.move()
+	r.say(a.batch(1), a.conns[0].d)
+	require.Empty(t, r.hear(msgGot).Rejected)
+	require.NoError(t, a.conns[0].d.Close())
+	a.adopted(1)
+	a.open(map[string]int{"idle": 2})
+
+	k := newCarrier(time.Time{})
+	k.open(2)
+	require.Empty(t, k.close(0)) // and leaves the room
+	for range 10 {
+		a.h.drain.sweep(k)
+		a.until("all room is given back", func() bool {
+			k.mu.Lock()
+			defer k.mu.Unlock()
+			return k.room == 2
+		})
+		require.Empty(t, k.take())
+		require.Equal(t, map[string]int{"idle": 2}, a.p.openConnections())
+	}
+	require.Equal(t, "one", own.get("/", false))
+	a.answers(0)
+}

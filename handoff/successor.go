@@ -7,6 +7,8 @@ import (
 	"log/slog"
 	"slices"
 	"time"
+
+	"golang.org/x/sys/unix"
 )
 
 // The new side: finding the incumbent, taking what it offers, saying what was
@@ -179,7 +181,11 @@ func (p *Process) fromElder(l *link, f *frame, fds []*descriptor) error {
 	switch f.Type {
 	case msgWelcome:
 		for _, d := range fds { // one at most
-			if err := l.watchLife(d); err != nil {
+			err := l.watchLife(d)
+			if errors.Is(err, unix.EMFILE) { // the sockets, behind it in the queue, have taken what there was
+				return fmt.Errorf("%w: welcome: %w", ErrTruncated, err)
+			}
+			if err != nil {
 				return fmt.Errorf("%w: welcome: %w", errLink, err)
 			}
 		}
