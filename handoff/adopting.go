@@ -150,31 +150,31 @@ func (t *taker) drop() {
 
 // batch says which of a batch are taken, and serves them as soon as that is said.
 func (t *taker) batch(f *frame, fds []*descriptor) {
+	t.phase.on(moveBatch)
 	listeners := make([]*trackedListener, len(f.Sockets))
 	for i := range f.Sockets {
 		listeners[i] = t.p.servedAs(&f.Sockets[i])
 	}
-	if slices.Contains(listeners, nil) && t.p.adopters.hasEnded() {
-		// Nothing is served here any more, which says nothing of these listeners.
-		closeAll(fds)
-		say(t.c, refusal("busy", "this process serves no more", "ask again"))
-		return
-	}
-	t.phase.on(moveBatch)
+	// A process that has just handed over serves no listener, which says nothing of
+	// these: whoever serves now may take what came through them.
+	over := slices.Contains(listeners, nil) && t.p.adopters.hasEnded()
 	got := &frame{Type: msgGot, N: len(fds)}
 	for i, m := range f.Moved {
 		l := listeners[m.Listener]
 		err := checkMoved(l, fds[i])
-		if err == nil && !l.drain.expect() {
-			err = errNotServed // any more
-		}
-		if err != nil {
+		over = over || err == nil && !l.drain.expect()
+		if over || err != nil {
 			fds[i].Close()
-			got.Rejected = append(got.Rejected, rejection{Index: i, Reason: clip(err.Error())})
+			got.Rejected = append(got.Rejected, rejection{Index: i, Reason: clip(fmt.Sprint(err))})
 			continue
 		}
 		since := time.Now().Add(-time.Duration(min(m.IdleMS, maxIdleMillis)) * time.Millisecond)
 		t.held = append(t.held, adoption{l, fds[i], m.Fresh, since})
+	}
+	if over {
+		t.on(moveRefused)
+		say(t.c, refusal("busy", "this process serves no more", "ask again"))
+		return
 	}
 	b, err := got.encode()
 	if err == nil {

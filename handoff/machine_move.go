@@ -7,16 +7,18 @@ package handoff
 type moveEvent uint8
 
 const (
-	moveSent   moveEvent = iota // giver: the batch was sent
-	moveGot                     // giver: `got` was read
-	moveNone                    // giver: an error was read, which says that the taker has nothing
-	moveDue                     // giver: `got` did not come in time, or is waited for no more
-	moveUnkept                  // giver: `keep` could not be said, since the taker reads nothing
-	moveBatch                   // taker: a batch was read
-	moveSaid                    // taker: `got` was sent
-	moveUnsaid                  // taker: `got` could not be sent
-	moveKept                    // taker: `keep` was read
-	moveEnd                     // the connection was read to its end
+	moveSent      moveEvent = iota // giver: the batch was sent
+	moveGot                        // giver: `got` was read
+	moveNone                       // giver: an error was read, which says that the taker has nothing
+	moveDue                        // giver: `got` did not come in time, or is waited for no more
+	moveUnkept                     // giver: `keep` could not be said, since the taker reads nothing
+	moveAbandoned                  // giver: it ends, and `keep` could not be said
+	moveBatch                      // taker: a batch was read
+	moveRefused                    // taker: it serves nothing any more, and says an error instead of `got`
+	moveSaid                       // taker: `got` was sent
+	moveUnsaid                     // taker: `got` could not be sent
+	moveKept                       // taker: `keep` was read
+	moveEnd                        // the connection was read to its end
 )
 
 type moveAction uint8
@@ -46,7 +48,7 @@ func (g *giving) on(ev moveEvent) moveAction {
 		if ev == moveSent {
 			*g = givingSent
 		}
-	case ev == moveGot:
+	case ev == moveGot, ev == moveAbandoned && *g == givingSent:
 		*g = givingNone
 		return moveLetGo
 	case ev == moveNone, ev == moveEnd: // † not before all was read
@@ -82,7 +84,7 @@ func (t *taking) on(ev moveEvent) moveAction {
 		return moveOwn
 	case ev == moveUnsaid:
 		*t = takingHeld
-	case ev == moveKept:
+	case ev == moveKept, ev == moveRefused:
 		*t = takingNone
 		return moveDrop
 	case ev == moveEnd: // † without `keep`: the giver is dead

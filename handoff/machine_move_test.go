@@ -24,6 +24,7 @@ type moveWorld struct {
 	giverServes  bool
 	takerServes  bool
 	dropped      bool
+	refused      bool // the taker serves nothing any more
 }
 
 type end uint8
@@ -91,6 +92,7 @@ func (w moveWorld) steps(r moveRules) (next []moveWorld) {
 			}
 			if w.giving == givingSent {
 				add(func(w *moveWorld) { w.giverDoes(w.giving.on(moveDue), r) })
+				add(func(w *moveWorld) { w.giverDoes(w.giving.on(moveAbandoned), r); w.giver = endLeft })
 			}
 		}
 	}
@@ -98,6 +100,14 @@ func (w moveWorld) steps(r moveRules) (next []moveWorld) {
 		add(func(w *moveWorld) { w.taker = endDead })
 		switch {
 		case w.taking == takingRead:
+			add(func(w *moveWorld) {
+				w.refused = true
+				if w.giver == endAlive && !w.shut {
+					w.up, w.ups = moveNone, w.ups+1
+				}
+				w.takerDoes(w.taking.on(moveRefused), r)
+				w.taker = endLeft
+			})
 			add(func(w *moveWorld) {
 				ev := moveUnsaid
 				if w.giver == endAlive && !w.shut {
@@ -167,11 +177,11 @@ func (w moveWorld) wrong(last bool) string {
 		return "two read from one connection"
 	case !last || !w.offered:
 		return ""
-	case giver && taker && !w.giverServes && !w.takerServes:
+	case giver && taker && !w.giverServes && !w.takerServes && !(w.refused && w.gaveUp):
 		return "nobody has it"
 	case giver && !taker && !w.giverServes && !w.gaveUp:
 		return "the taker is dead, and the giver has not taken it back"
-	case !giver && taker && !w.takerServes && !w.keptWord:
+	case !giver && taker && !w.takerServes && !w.keptWord && !w.refused:
 		return "the giver is dead, and the taker does not serve it"
 	}
 	return ""

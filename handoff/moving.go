@@ -287,7 +287,7 @@ func (m *moving) give(c *conn, replies <-chan *frame, batch []*movedConn) (back 
 			}
 			if kept = m.keep(c); !kept {
 				g.on(moveUnkept)
-				if m.ctx.Err() != nil {
+				if m.ctx.Err() != nil && g.on(moveAbandoned) == moveLetGo {
 					m.leave(batch)
 					return nil, false
 				}

@@ -289,6 +289,7 @@ func (p *Process) perform(a action) {
 		p.resume(true)
 		p.resumeSingletons()
 	case actStopAccepting:
+		p.adopters.end()
 		// Somebody else has the sockets; the singletons' end may take a moment.
 		p.sockets.stopAccepting(p.younger != nil)
 		p.control.close()
@@ -301,11 +302,13 @@ func (p *Process) perform(a action) {
 		}
 		p.control.close()
 	case actRelease:
+		p.adopters.end() // before nothing is served here, which a giver would take for a rejection
 		p.shut = p.sockets.release()
 	case actDelayStop:
 		p.delayStop()
 	case actShut:
 		p.setEnding()
+		p.adopters.end()
 		p.pauseSingletons()
 		// The path goes last: who comes meanwhile is told busy, and finds the
 		// addresses free when it comes again.
