@@ -203,8 +203,7 @@ func (p *Process) answerOne(c *conn) {
 		switch f.Type {
 		case msgHello:
 			c.setReadDeadline(time.Time{})
-			p.control.keep(c, false)
-			link = p.admitOrNot(c, f)
+			link = p.control.keep(c, false) && p.admitOrNot(c, f)
 			return
 		case msgRegister:
 			c.setReadDeadline(time.Time{})

@@ -66,13 +66,16 @@ func (t *connTable) track(c *conn) {
 }
 
 // keep says that c does not make room for others: it has become a link, carries
-// a generation's reports, or waits for the end that it asked for (stop).
-func (t *connTable) keep(c *conn, stop bool) {
+// a generation's reports, or waits for the end that it asked for (stop). false: it
+// has made room already, and is closed.
+func (t *connTable) keep(c *conn, stop bool) bool {
 	t.mu.Lock()
 	defer t.mu.Unlock()
-	if i := t.find(c); i >= 0 {
+	i := t.find(c)
+	if i >= 0 {
 		t.conns[i].stay, t.conns[i].stop = true, stop
 	}
+	return i >= 0
 }
 
 // sayBye tells operators who wait for this process's end what was cut.

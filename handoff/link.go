@@ -81,6 +81,9 @@ func (l *link) readEmpty() (goOn bool) {
 func (l *link) broken(err error) (goOn bool) {
 	switch {
 	case errors.Is(err, net.ErrClosed):
+		// By this process's machine; or it made room for others (connTable) before it
+		// was known to be a link: then nobody else would tell that it has ended.
+		l.p.post(func() { l.p.feedFrom(l, event{kind: evEOF}) })
 		return false
 	case errors.Is(err, errReset):
 		l.p.post(func() { l.p.feedFrom(l, event{kind: evReset}) })
