@@ -79,13 +79,12 @@ func (p *Process) adoptFrom(c *conn, f *frame) {
 	if err := c.takeRights(); err != nil || say(c, p.okFrame("connections are taken")) != nil {
 		return
 	}
-	from, before := f.Generation, p.adopted.Load()
+	take, from := taker{p: p, c: c}, f.Generation
 	defer func() {
-		if n := p.adopted.Load() - before; n > 0 {
-			p.Logger().Info("idle connections came", "from", from, "connections", n)
+		if take.served > 0 {
+			p.Logger().Info("idle connections came", "from", from, "connections", take.served)
 		}
 	}()
-	take := taker{p: p, c: c}
 	for take.phase != takingNone || !p.adopters.hasEnded() {
 		b, fds, err := c.receive()
 		switch {
@@ -127,12 +126,14 @@ type taker struct {
 	c     *conn
 	phase taking
 	held  []adoption
+
+	served int // connections so far
 }
 
 func (t *taker) on(ev moveEvent) {
 	switch t.phase.on(ev) {
 	case moveOwn:
-		t.p.adopt(t.held)
+		t.served += t.p.adopt(t.held)
 		t.held = nil
 	case moveDrop:
 		t.drop()
@@ -254,14 +255,16 @@ func (c *conn) takeRights() error {
 }
 
 // adopt serves connections that are this process's now. Each was expected.
-func (p *Process) adopt(all []adoption) {
+func (p *Process) adopt(all []adoption) (served int) {
 	for _, a := range all {
 		if a.from.drain.adopt(a.from, a.d, a.fresh, a.since) {
 			p.adopted.Add(1)
+			served++
 		}
 		a.from.drain.arrived()
 	}
 	p.post(p.changed)
+	return served
 }
 
 var errNotServed = errors.New("no HTTP server serves that listener here, or not as it is")

@@ -207,13 +207,15 @@ func (p *Process) answerOne(c *conn) {
 			return
 		case msgRegister:
 			c.setReadDeadline(time.Time{})
-			p.control.keep(c, false)
-			p.hearRegistered(c, f)
+			if p.control.keep(c, false) {
+				p.hearRegistered(c, f)
+			}
 			return
 		case msgMove:
 			c.setReadDeadline(time.Time{})
-			p.control.keep(c, false)
-			p.adoptFrom(c, f)
+			if p.control.keep(c, false) {
+				p.adoptFrom(c, f)
+			}
 			return
 		case msgError:
 			continue // never answered
@@ -257,7 +259,7 @@ func (p *Process) trusted(c *conn) (who peer, ok bool) {
 	if err == nil {
 		err = p.allow().check(who)
 	}
-	if err != nil {
+	if err != nil && !errors.Is(err, net.ErrClosed) { // it may have made room for others
 		p.Logger().Warn("refused a connection: this user may not ask", "socket", c.path(), "peer_pid", who.PID, "peer_uid", who.UID, "peer_gid", who.GID, "error", err)
 		say(c, &frame{Type: msgError, Code: "permission", Text: clip(err.Error())})
 	}

@@ -5,8 +5,13 @@ import (
 	"sync"
 )
 
-// maxConns is how many connections of one table are answered at a time.
-const maxConns = 64
+const (
+	// maxConns is how many connections of one table may ask at a time.
+	maxConns = 64
+
+	// maxStaying is how many may stay besides.
+	maxStaying = 2 * (maxOlder + 1)
+)
 
 // connTable knows the connections that came through one socket and are answered
 // now. The zero value is empty. It is safe for concurrent use.
@@ -18,7 +23,7 @@ type connTable struct {
 
 type tableEntry struct {
 	c    *conn
-	stay bool // does not make room: a link, reports of an older generation, or a stop that waits for its end
+	stay bool // does not make room: see keep
 	stop bool // an operator waits for this process's end
 }
 
@@ -44,38 +49,45 @@ func (t *connTable) hangUp() {
 	}
 }
 
-// track keeps c to be closed at the end. Where too many are open the oldest that
-// is no link makes room, so that nobody who stays connected delays a handoff; an
-// operator's tool asks again.
+// track keeps c to be closed at the end. Where too many ask the oldest of them makes
+// room, so that nobody who stays connected delays a handoff; an operator's tool asks
+// again. Those that stay are counted apart (keep).
 func (t *connTable) track(c *conn) {
 	t.mu.Lock()
 	defer t.mu.Unlock()
 	if t.ended {
 		c.Close()
 	}
-	if len(t.conns) >= maxConns {
+	if len(t.conns)-t.staying() >= maxConns {
 		oldest := slices.IndexFunc(t.conns, func(k tableEntry) bool { return !k.stay })
-		if oldest >= 0 {
-			t.conns[oldest].c.Close()
-			t.conns = slices.Delete(t.conns, oldest, oldest+1)
-		} else if len(t.conns) >= 2*maxConns {
-			c.Close() // reports of more generations than can live
-		}
+		t.conns[oldest].c.Close()
+		t.conns = slices.Delete(t.conns, oldest, oldest+1)
 	}
 	t.conns = append(t.conns, tableEntry{c: c})
 }
 
 // keep says that c does not make room for others: it has become a link, carries
-// a generation's reports, or waits for the end that it asked for (stop). false: it
-// has made room already, and is closed.
+// a generation's reports or connections, or waits for the end that it asked for
+// (stop). false: it has made room already, and is closed; or there are more that stay
+// than generations can live, each with two.
 func (t *connTable) keep(c *conn, stop bool) bool {
 	t.mu.Lock()
 	defer t.mu.Unlock()
 	i := t.find(c)
-	if i >= 0 {
-		t.conns[i].stay, t.conns[i].stop = true, stop
+	if i < 0 || t.staying() >= maxStaying {
+		return false
 	}
-	return i >= 0
+	t.conns[i].stay, t.conns[i].stop = true, stop
+	return true
+}
+
+func (t *connTable) staying() (n int) {
+	for _, k := range t.conns {
+		if k.stay {
+			n++
+		}
+	}
+	return n
 }
 
 // sayBye tells operators who wait for this process's end what was cut.

@@ -251,15 +251,14 @@ var streamOptions = [...]struct{ level, name int }{
 	{unix.IPPROTO_TCP, unix.TCP_KEEPCNT},
 }
 
-// streamConn makes of f, a connected socket that it closes, what the net package
-// would have accepted. The socket's options stay as they are.
+// streamConn makes of f, a connected socket, what the net package would have accepted:
+// a duplicate, for the caller to close. The socket's options stay as they are.
 func streamConn(f *os.File) (net.Conn, error) {
-	defer f.Close()
 	options, err := readStreamOptions(f)
 	if err != nil {
 		return nil, err
 	}
-	nc, err := net.FileConn(f) // duplicates
+	nc, err := net.FileConn(f)
 	if tcp, ok := nc.(*net.TCPConn); ok {
 		setStreamOptions(tcp, options)
 	}

@@ -281,7 +281,7 @@ func TestDocumentedLimits(t *testing.T) {
 		"maxFrame": maxFrame, "maxBatch": maxBatch, "kernelMaxFDs": kernelMaxFDs, "maxSockets": maxSockets, "maxNameLen": maxNameLen,
 		"maxTextLen": maxTextLen, "maxFileNames": maxFileNames, "maxRejects": maxRejects, "maxRequests": maxRequests, "maxOlder": maxOlder,
 		"maxRequestsSize": maxRequestsSize, "maxOlderSize": maxOlderSize, "maxHoldsSize": maxHoldsSize, "maxListed": maxListed, "maxWaiting": maxWaiting, "maxWaitingSize": maxWaitingSize, "maxExclusive": maxExclusive, "maxListeners": maxListeners, "maxIdleMillis": maxIdleMillis, "maxGeneration": maxGeneration,
-		"socketsPage": socketsPage, "maxPollMillis": maxPollMillis, "maxConns": maxConns, "maxSocketPath": maxSocketPath,
+		"socketsPage": socketsPage, "maxPollMillis": maxPollMillis, "maxConns": maxConns, "maxStaying": maxStaying, "maxSocketPath": maxSocketPath,
 	}
 	// Every constant of the package that is called a maximum is a limit, but
 	// for the version.

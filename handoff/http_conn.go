@@ -44,6 +44,11 @@ type trackedConn struct {
 	from   *trackedListener // nil where it does not matter
 	notice *notice
 
+	// came is true for one that came from another process, or came back. The other
+	// one closes its copy as soon as it knows; where it hangs, the client would not see
+	// that this one is closed.
+	came bool
+
 	// ready is true for a connection that arrived with TLS around it
 	// already (a tls.Listener was given to Serve). net/http must be given
 	// the *tls.Conn itself, so this one sees no reads: it is known by its
@@ -169,7 +174,11 @@ func (c *trackedConn) Close() error {
 		c.closed = true
 		c.wasCut = !c.left && c.isCutLocked()
 	}
+	end := first && c.came && !c.left
 	c.mu.Unlock()
+	if end {
+		_ = c.passConn.CloseWrite()
+	}
 	err := c.Conn.Close()
 	if first {
 		c.notice.end(context.Canceled)

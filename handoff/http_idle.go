@@ -69,8 +69,8 @@ func (d *httpDrain) adopt(l *trackedListener, fd *descriptor, fresh bool, since 
 	c := &idleConn{drain: d, from: l, fresh: fresh, since: since, d: fd}
 	d.travelling.Add(1)
 	i, err := d.resting()
-	switch {
-	case errors.Is(err, net.ErrClosed):
+	switch back := l.returned(d); {
+	case errors.Is(err, net.ErrClosed), isClosed(back.done):
 		c.close()
 		return false
 	case err != nil:
@@ -250,6 +250,7 @@ func (c *idleConn) awake() {
 
 // close closes this process's copy of a connection that was taken.
 func (c *idleConn) close() {
+	_ = c.d.control(func(fd int) error { return unix.Shutdown(fd, unix.SHUT_WR) }) // see trackedConn.came
 	c.d.Close()
 	c.drain.arrived()
 }
@@ -257,11 +258,27 @@ func (c *idleConn) close() {
 // serve gives a connection that was taken to net/http.
 func (c *idleConn) serve() {
 	defer c.drain.arrived()
-	nc, err := streamConn(c.d.disown("connection"))
+	f := c.d.disown("connection")
+	defer f.Close()
+	nc, err := streamConn(f)
+	for errors.Is(err, unix.EMFILE) || errors.Is(err, unix.ENFILE) {
+		// The request waits, as one does that is not accepted.
+		select {
+		case <-time.After(mendEvery):
+			nc, err = streamConn(f)
+		case <-c.drain.done:
+			return
+		}
+	}
 	if err != nil {
 		return
 	}
 	served := c.drain.track(nc, c.from)
+	if tracked := c.drain.find(served); tracked != nil {
+		tracked.mu.Lock()
+		tracked.came = true
+		tracked.mu.Unlock()
+	}
 	if !c.from.returned(c.drain).deliver(served) {
 		served.Close()
 	}
@@ -297,8 +314,13 @@ func (l *trackedListener) returned(d *httpDrain) *returnListener {
 		}
 		d.returns = append(d.returns, l.back)
 		go func() {
-			defer l.back.Close()
 			d.srv.Serve(l.back)
+			l.back.Close()
+			// The drain has ended, or the program has shut the server down: that closes
+			// what is idle.
+			for _, c := range d.rests().takeAll() {
+				c.close()
+			}
 		}()
 	}
 	return l.back

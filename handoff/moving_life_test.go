@@ -10,6 +10,7 @@ import (
 	"os"
 	"slices"
 	"sync"
+	"syscall"
 	"testing"
 	"time"
 
@@ -707,4 +708,72 @@ func TestTooFewOpenFiles(t *testing.T) {
 	for _, k := range clients {
 		four.answers(k)
 	}
+}
+
+// Connections that rest are the server's idle ones: Shutdown and Close end them, as
+// they do where net/http has them.
+func TestShutdownEndsWhatRests(t *testing.T) {
+	for name, end := range map[string]func(*http.Server) error{
+		"Shutdown": func(s *http.Server) error { return s.Shutdown(context.Background()) },
+		"Close":    (*http.Server).Close,
+	} {
+		t.Run(name, func(t *testing.T) {
+			c := newChain(t)
+			one := c.web("one")
+			idle := one.idle()
+			srv := &http.Server{}
+			two := c.webUnserved("two", Socket{Network: "tcp", Address: "127.0.0.1:0"}, srv)
+			served := make(chan error, 1)
+			go func() { served <- two.h.Serve(two.ln) }()
+			c.ready(two.p)
+			c.until("it moved", func() bool { return two.p.adopted.Load() == 1 })
+			require.NoError(t, end(srv))
+			require.ErrorIs(t, <-served, http.ErrServerClosed)
+			require.NoError(t, idle.SetReadDeadline(time.Now().Add(3*time.Second)))
+			_, err := idle.Read(make([]byte, 1))
+			require.ErrorIs(t, err, io.EOF)
+			c.until("it is counted no more", func() bool { return len(two.h.drain.open()) == 0 })
+		})
+	}
+}
+
+// A connection that rests needs one descriptor more for the moment in which net/http
+// gets it. Where there is none, its request waits, as one does that is not accepted.
+func TestRequestWaitsForADescriptor(t *testing.T) {
+	c := newChain(t)
+	one := c.web("one")
+	idle := one.idle()
+	two := c.web("two")
+	two.adopted(1)
+	c.wait(one.p)
+	var limit unix.Rlimit
+	require.NoError(t, unix.Getrlimit(unix.RLIMIT_NOFILE, &limit))
+	scarce := limit
+	scarce.Cur = 3 // no number below it is free
+	require.NoError(t, unix.Setrlimit(unix.RLIMIT_NOFILE, &scarce))
+	back := func() { require.NoError(t, unix.Setrlimit(unix.RLIMIT_NOFILE, &limit)) }
+	time.AfterFunc(200*time.Millisecond, back)
+	defer back()
+	require.Equal(t, "two", idle.get("/", false))
+}
+
+// What the taker closes is closed for the client, also where a giver that hangs has not
+// closed its copy yet.
+func TestClosedAlthoughTheGiverHangs(t *testing.T) {
+	c := newChain(t)
+	one := c.web("one")
+	client := one.idle()
+	one.h.drain.mu.Lock()
+	for tc := range one.h.drain.conns {
+		d, err := dupConn(tc.Conn.(syscall.Conn))
+		require.NoError(t, err)
+		defer d.Close() // the giver's copy
+	}
+	one.h.drain.mu.Unlock()
+	two := c.web("two")
+	two.adopted(1)
+	client.send("GET / HTTP/1.1\r\nHost: test\r\nConnection: close\r\n\r\n")
+	require.NoError(t, client.SetReadDeadline(time.Now().Add(3*time.Second)))
+	_, err := io.ReadAll(client)
+	require.NoError(t, err, "without the end of the connection")
 }
