@@ -41,7 +41,7 @@ func (h *stressHandler) ServeHTTP(w http.ResponseWriter, r *http.Request) {
 	case "/duplex":
 		rc.EnableFullDuplex()
 	case "/notify":
-		w.(http.CloseNotifier).CloseNotify() //nolint
+		w.(interface{ CloseNotify() <-chan bool }).CloseNotify()
 	case "/slow":
 		time.Sleep(time.Duration(id%1000) * time.Microsecond)
 	}
