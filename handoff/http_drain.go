@@ -6,7 +6,6 @@ import (
 	"errors"
 	"net"
 	"net/http"
-	"os"
 	"sync"
 	"sync/atomic"
 	"time"
@@ -78,7 +77,6 @@ type httpDrain struct {
 	returns   []*returnListener
 	conns     map[*trackedConn]struct{}
 	idle      *idleConns                 // those that came from another process, and have not been asked anything since; nil: none ever
-	idlePoll  *os.File                   // closed when the drain has ended
 	ready     map[*tls.Conn]*trackedConn // those that arrived with TLS around them
 }
 
@@ -421,8 +419,7 @@ func (d *httpDrain) endLocked() {
 			l.Close()
 		}
 		if d.idle != nil {
-			d.idlePoll.Close()
-			d.idle.epoll.Close()
+			d.idle.f.Close()
 			for _, c := range d.idle.takeAll() { // came since those were cut; now none can rest
 				c.d.Close()
 				d.travelling.Add(-1)

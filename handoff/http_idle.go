@@ -5,6 +5,7 @@ import (
 	"net"
 	"os"
 	"sync"
+	"syscall"
 	"time"
 
 	"golang.org/x/sys/unix"
@@ -30,7 +31,8 @@ type idleConn struct {
 // (epoll(7)), which waits in the runtime's poller.
 type idleConns struct {
 	drain *httpDrain
-	epoll *descriptor
+	f     *os.File // the epoll instance
+	epoll syscall.RawConn
 
 	mu   sync.Mutex
 	last uint64
@@ -51,14 +53,17 @@ func (d *httpDrain) resting() (*idleConns, error) {
 	if err != nil {
 		return nil, os.NewSyscallError("epoll_create1", err)
 	}
-	i := &idleConns{drain: d, epoll: newDescriptor(n), all: map[uint64]*idleConn{}}
-	f, err := i.epoll.polled("idle connections")
-	if err != nil {
-		i.epoll.Close()
+	if err := unix.SetNonblock(n, true); err != nil { // or it would not go into the poller
+		unix.Close(n)
+		return nil, os.NewSyscallError("fcntl", err)
+	}
+	i := &idleConns{drain: d, f: os.NewFile(uintptr(n), "idle connections"), all: map[uint64]*idleConn{}}
+	if i.epoll, err = i.f.SyscallConn(); err != nil {
+		i.f.Close()
 		return nil, err
 	}
-	d.idle, d.idlePoll = i, f
-	go i.watch(f)
+	d.idle = i
+	go i.watch()
 	return i, nil
 }
 
@@ -114,10 +119,11 @@ func (i *idleConns) add(c *idleConn) bool {
 	return true
 }
 
-func (i *idleConns) control(op int, c *idleConn, event *unix.EpollEvent) error {
-	return i.epoll.control(func(epoll int) error {
-		return c.d.control(func(fd int) error { return os.NewSyscallError("epoll_ctl", unix.EpollCtl(epoll, op, fd, event)) })
+func (i *idleConns) control(op int, c *idleConn, event *unix.EpollEvent) (err error) {
+	cerr := i.epoll.Control(func(epoll uintptr) {
+		err = c.d.control(func(fd int) error { return os.NewSyscallError("epoll_ctl", unix.EpollCtl(int(epoll), op, fd, event)) })
 	})
+	return errors.Join(cerr, err)
 }
 
 // take ends the rest of a connection: it is travelling then, and its descriptor in no
@@ -213,17 +219,13 @@ func (i *idleConns) leave(id uint64, k *carrier) {
 	}
 }
 
-// watch takes those whose clients say something, or have gone, until f is closed,
-// which is the epoll instance too.
-func (i *idleConns) watch(f *os.File) {
-	raw, err := f.SyscallConn()
-	if err != nil {
-		return
-	}
+// watch takes those whose clients say something, or have gone, until the epoll instance
+// is closed.
+func (i *idleConns) watch() {
 	events := make([]unix.EpollEvent, 128)
 	for {
-		n := 0
-		if raw.Read(func(fd uintptr) bool {
+		n, err := 0, error(nil)
+		if i.epoll.Read(func(fd uintptr) bool {
 			n, err = unix.EpollWait(int(fd), events, 0)
 			return n > 0 || err != nil && err != unix.EINTR
 		}) != nil || err != nil && err != unix.EINTR {

@@ -90,7 +90,7 @@ func TestStoppedSuccessorWithDefaults(t *testing.T) {
 func TestStoppedWhileItDrains(t *testing.T) {
 	const drain = 2 * time.Second
 	s := newService(t)
-	first := s.serving("v1", "--drain-timeout", drain.String())
+	first := s.serving("v1", "--drain-timeout", drain.String(), "--move-idle=false")
 	addr := s.address(web)
 	conns := s.asked(addr, 10)
 	s.answer(conns, 1)
