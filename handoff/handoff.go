@@ -384,10 +384,17 @@ func (p *Process) Ready(ctx context.Context) error {
 	if ctx.Err() != nil {
 		return context.Cause(ctx)
 	}
-	if err := p.runChecks(ctx); err != nil {
-		return err
+	err := p.runChecks(ctx)
+	if err == nil {
+		err = p.checkRoom()
 	}
-	if err := p.checkRoom(); err != nil {
+	p.mu.Lock()
+	p.unready = ""
+	if err != nil {
+		p.unready = err.Error() // for the incumbent, where the program gives up
+	}
+	p.mu.Unlock()
+	if err != nil {
 		return err
 	}
 	p.post(func() { p.feed(event{kind: evAppReady}) })

@@ -70,6 +70,29 @@ func (d *httpDrain) canMove() int {
 	return n
 }
 
+// cannotMove counts the connections that stay, by why.
+func (d *httpDrain) cannotMove() map[string]int {
+	d.mu.Lock()
+	defer d.mu.Unlock()
+	stay := map[string]int{}
+	for c := range d.conns {
+		c.mu.Lock()
+		switch {
+		case c.left || c.movable():
+		case c.state == http.StateHijacked:
+			stay["hijacked"]++
+		case c.ready || c.over != nil:
+			stay["tls"]++
+		case c.h2:
+			stay["h2c"]++
+		default:
+			stay["wrapped"]++ // the listener, by the program
+		}
+		c.mu.Unlock()
+	}
+	return stay
+}
+
 // mayMove says whether the connection, on which an answer is given, may count on
 // moving afterwards.
 func (c *trackedConn) mayMove(k *carrier) bool {

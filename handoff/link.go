@@ -1,6 +1,7 @@
 package handoff
 
 import (
+	"cmp"
 	"errors"
 	"fmt"
 	"io"
@@ -299,7 +300,9 @@ func (p *Process) sendFrame(a action) {
 			return
 		}
 	case msgAbort:
-		f.Text = clip(p.complaint)
+		p.mu.Lock()
+		f.Text = clip(cmp.Or(p.complaint, p.unready))
+		p.mu.Unlock()
 	case msgGot:
 		f.N = p.intake.n
 	case msgReady:

@@ -5,6 +5,7 @@ import (
 	"errors"
 	"fmt"
 	"os"
+	"strings"
 	"time"
 )
 
@@ -34,7 +35,8 @@ type moving struct {
 	ctx    context.Context
 	halted context.CancelFunc
 	done   chan struct{}
-	warned bool // the taker had no room
+	warned bool                      // the taker had no room
+	told   map[*trackedListener]bool // that its connections are not taken
 }
 
 const (
@@ -56,7 +58,7 @@ func (p *Process) startMoving(run drainRun, all []drainer) *moving {
 	if run.plain || p.moveOff() != "" {
 		return nil
 	}
-	m := &moving{p: p, done: make(chan struct{}), until: run.began.Add(p.cfg.DrainTimeout / 2)}
+	m := &moving{p: p, done: make(chan struct{}), told: map[*trackedListener]bool{}, until: run.began.Add(p.cfg.DrainTimeout / 2)}
 	for _, d := range all {
 		if h, ok := d.(*httpDrain); ok {
 			m.drains = append(m.drains, h)
@@ -66,8 +68,13 @@ func (p *Process) startMoving(run drainRun, all []drainer) *moving {
 		return nil
 	}
 	m.k = newCarrier(m.soon())
+	stay := map[string]int{}
 	for _, d := range m.drains {
 		d.moveBy(m.k)
+		add(stay, d.cannotMove())
+	}
+	if len(stay) > 0 {
+		p.Logger().Info("connections that can't move; they are told to close", "connections", stay)
 	}
 	m.ctx, m.halted = context.WithCancel(p.life)
 	p.work.Go(m.run)
@@ -363,7 +370,12 @@ func (m *moving) acknowledged(batch []*movedConn, got *frame) (back []*movedConn
 	for i, c := range batch {
 		if rejected[i] != "" && err == nil {
 			m.k.refuse(c.from)
-			m.p.Logger().Debug("a connection is not taken", "reason", rejected[i])
+			if !m.told[c.from] {
+				m.told[c.from] = true
+				it := c.from.Listener.(*listener).item()
+				m.p.Logger().Warn("connections of a listener are not taken; they are told to close", "listener", it.Name, "address", it.Local,
+					"reason", strings.TrimSpace(rejected[i]))
+			}
 			back = append(back, c)
 			continue
 		}

@@ -57,6 +57,7 @@ type Process struct {
 	err        error
 	unclaimed  []string
 	complaint  string        // of ReportUnhealthy
+	unready    string        // what Ready has returned last, if that was said before anything was told
 	passed     bool          // Config.Checks
 	noMoves    string        // why idle connections do not move; "" if they do
 	coming     int           // connections that the incumbent had open when it welcomed this process

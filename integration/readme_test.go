@@ -18,10 +18,10 @@ import (
 // scriptMarker stands above the deploy script in README.md.
 const scriptMarker = "<!-- deploy script -->"
 
-// The deploy script of README.md works as it stands, twice in a row, and no client notices. It finds the programs in
+// The deploy script of README.md works as it stands but for the port, twice in a row, and no client notices. It finds the programs in
 // its PATH and in bin/ of its directory, and the control socket in HANDOFF_SOCKET.
 func TestDeployScriptOfTheReadme(t *testing.T) {
-	script := blockOf(t, "README.md", scriptMarker, "sh")
+	script := strings.ReplaceAll(blockOf(t, "README.md", scriptMarker, "sh"), "127.0.0.1:8080", web)
 	require.LessOrEqual(t, len(strings.Split(strings.TrimSpace(script), "\n")), 6, "it is said to have six lines")
 	s := newService(t)
 	dir := s.path("checkout")

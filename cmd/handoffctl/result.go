@@ -59,6 +59,14 @@ func (a *app) finish(r *result, st *handoff.Status, err error) error {
 	return err
 }
 
+// cutHint: what carried no request would not have finished either.
+func cutHint(cut map[string]int) string {
+	if cut["idle"]+cut["new"] == total(cut) {
+		return "they carried no request, and were open because they could not move to the next version (TLS, or it did not take them)"
+	}
+	return "a longer drain timeout in the service lets them finish"
+}
+
 // cutFailure is for what was done, but not without closing connections.
 func cutFailure(r *result) error {
 	if total(r.Cut) == 0 {
@@ -67,6 +75,6 @@ func cutFailure(r *result) error {
 	return &failure{
 		code: exitCut,
 		text: "connections were cut at the drain deadline: " + counts(r.Cut),
-		hint: "a longer drain timeout in the service lets them finish",
+		hint: cutHint(r.Cut),
 	}
 }
