@@ -32,6 +32,8 @@ func account(all []figures) string {
 	row("  connections that they dialled", func(f figures) string { return thousands(f.dials) })
 	row("  connections broken", func(f figures) string { return thousands(f.broken) })
 	row("  connections moved between versions", func(f figures) string { return thousands(f.moved) })
+	row("old version gone after: half of them", func(f figures) string { return drainTime(f.drained(0.5)) })
+	row("  nine in ten", func(f figures) string { return drainTime(f.drained(0.9)) })
 	latencies(row)
 	row("as it must be", func(f figures) string {
 		if len(f.wrong) > 0 {
@@ -69,6 +71,14 @@ func (f figures) writeLine(w io.Writer) {
 	}
 	fmt.Fprintf(w, "%-21s %s of %s requests lost, %s connections broken, %d keep-alive clients dialled %s times\n",
 		fmt.Sprintf("%s, %d times:", f.line, f.handoffs), thousands(f.lost()), thousands(f.sent), thousands(f.broken), f.conns, thousands(f.dials))
+}
+
+// drainTime is a time that a server's last record has. One that drains by Shutdown has done that before, and records none.
+func drainTime(d time.Duration) string {
+	if d < 100*time.Microsecond {
+		return "–"
+	}
+	return millis(d)
 }
 
 // millis is a time as it is compared here.

@@ -219,7 +219,8 @@ func (c *chain) wait(ctx context.Context, i int) (int, error) {
 type record struct {
 	written         bool // one that crashed has none
 	answered, moved uint64
-	code            int // exit code: 6 where it cut something
+	drain           time.Duration // from the release to its end
+	code            int           // exit code: 6 where it cut something
 }
 
 // lastRecord finds a server's record "ended" in its log, the zero value where there is none.
@@ -229,9 +230,10 @@ func lastRecord(log []byte) record {
 			Msg      string  `json:"msg"`
 			Answered *uint64 `json:"answered"`
 			Moved    uint64  `json:"moved"`
+			Drain    int64   `json:"drain"` // nanoseconds
 		}
 		if json.Unmarshal(line, &r) == nil && r.Msg == "ended" && r.Answered != nil {
-			return record{written: true, answered: *r.Answered, moved: r.Moved}
+			return record{written: true, answered: *r.Answered, moved: r.Moved, drain: time.Duration(r.Drain)}
 		}
 	}
 	return record{}

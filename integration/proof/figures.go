@@ -2,6 +2,7 @@ package main
 
 import (
 	"fmt"
+	"slices"
 	"time"
 
 	"github.com/fdhandoff/handoff/integration/load"
@@ -22,9 +23,10 @@ type figures struct {
 	broken         uint64 // connections that ended with nothing outstanding and without a word
 	dials          uint64 // of the first stream
 
-	servers uint64   // answers, as the servers count them
-	moved   uint64   // connections, as the servers count them
-	bad     []string // how servers ended that did not end well
+	servers uint64          // answers, as the servers count them
+	moved   uint64          // connections, as the servers count them
+	drains  []time.Duration // of those that were succeeded, shortest first
+	bad     []string        // how servers ended that did not end well
 	moveOff string
 
 	quiet, during load.Latency // before the first handoff, and from then to the last
@@ -64,11 +66,23 @@ func figuresOf(sp spec, r load.Report, servers []record, began, ended time.Time)
 	for i, s := range servers {
 		f.servers += s.answered
 		f.moved += s.moved
+		if i < len(servers)-1 {
+			f.drains = append(f.drains, s.drain)
+		}
 		if s.code != 0 || !s.written {
 			f.bad = append(f.bad, s.ending(i+1))
 		}
 	}
+	slices.Sort(f.drains)
 	return f
+}
+
+// drained is the time in which that part of the servers were done with what they had.
+func (f figures) drained(part float64) time.Duration {
+	if len(f.drains) == 0 {
+		return 0
+	}
+	return f.drains[min(int(part*float64(len(f.drains))), len(f.drains)-1)]
 }
 
 // isMistaken says that an answer came, and was not the one that belongs to the request.

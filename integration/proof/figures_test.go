@@ -66,9 +66,9 @@ func TestFiguresOf(t *testing.T) {
 func TestLastRecord(t *testing.T) {
 	good := `{"level":"INFO","msg":"drained","answered":5}
 panic: not JSON
-{"level":"INFO","msg":"ended","generation":3,"exit_code":0,"answered":12,"moved":100,"open":{"idle":100}}
+{"level":"INFO","msg":"ended","generation":3,"exit_code":0,"answered":12,"moved":100,"drain":6700000,"open":{"idle":100}}
 `
-	require.Equal(t, record{written: true, answered: 12, moved: 100}, lastRecord([]byte(good)))
+	require.Equal(t, record{written: true, answered: 12, moved: 100, drain: 6700 * time.Microsecond}, lastRecord([]byte(good)))
 	for _, log := range []string{"", strings.ReplaceAll(good, "ended", "gone"), strings.ReplaceAll(good, "answered", "asked"), good[:len(good)-20]} {
 		require.Zero(t, lastRecord([]byte(log)), log)
 	}
