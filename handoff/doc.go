@@ -19,6 +19,8 @@
 //	           ← release     (or revoke: the incumbent takes back)
 //	released   →             the point of no return
 //	           ← draining    the incumbent finishes its connections
+//	           ← connections idle HTTP connections, over a connection of their own
+//	got        →             before a byte is read from them
 //	           ← bye
 //
 // # The invariant
@@ -36,7 +38,8 @@
 // Listen to its end or to the program's closing it, and what Listen and
 // ListenPacket return, which stop delivering while the process is parked and go on
 // when it resumes. Connections
-// that were accepted are the program's; an HTTPServer drains its own, and a
+// that were accepted are the program's; an HTTPServer drains its own, which move to
+// whoever serves then where that can be, and a
 // TrackedListener those of other protocols. Work that nobody else waits for keeps
 // the process by a Hold, and what may run once only is a Singleton. The control
 // listener is handed over like the others and its path is bound once: only the
@@ -56,6 +59,9 @@
 // only; signals.go what signals mean; sockets.go and claim.go the named set,
 // listener.go and packetconn.go what a program holds of it; scmrights.go and
 // unixsock.go what the kernel does; stop.go how a process leaves; drain.go the
-// drain, of which http.go, track.go and hold.go have their parts.
+// drain, of which http.go, track.go and hold.go have their parts; moving.go how idle
+// HTTP connections go to whoever serves, adopting.go how they come, with machine_move.go
+// for the rules; http_move.go how they leave net/http, http_selfcheck.go how it is known
+// that they can, and http_idle.go where they rest.
 // docs/protocol.md is the same for other languages.
 package handoff

@@ -13,9 +13,13 @@ import (
 // When its process has handed over for good, or stops, it drains:
 //
 //   - It accepts nothing more, and serves the connections that it has.
-//   - Every answer whose header the handler had not given yet carries
-//     "Connection: close", by HTTP/2 a GOAWAY, so that clients go on with
-//     new connections, which the successor accepts.
+//   - Connections of plain HTTP/1 that are idle, on a listener that is handed over and
+//     that the program has not wrapped, move with their sockets to whoever serves then;
+//     busy ones as soon as their answer is out (Config.MoveIdle). Their ConnContext and
+//     ConnState begin anew there, and their IdleTimeout goes on.
+//   - On those that can't, and where nobody takes them, every answer whose header the
+//     handler had not given yet carries "Connection: close", by HTTP/2 a GOAWAY, so
+//     that clients go on with new connections, which the successor accepts.
 //   - Nothing that might be about to carry a request is closed before the
 //     drain's deadline: not a new or idle connection, not one with half a
 //     request. Where nobody succeeds the process, connections that are
