@@ -122,12 +122,10 @@ func (p *Process) standAside() {
 // successor that is not on its own yet answers in its silent incumbent's stead,
 // or has just ceased to.
 func (p *Process) notMine(f *frame) (no *frame) {
-	switch f.Type {
-	case msgStatus, msgListSockets:
-		return nil
-	}
+	asks := f.Type == msgStatus || f.Type == msgListSockets
 	p.ask(func() {
 		switch {
+		case p.m.silent && asks:
 		case p.m.silent:
 			l := p.elder
 			no = refusal("silent", fmt.Sprintf("generation %d (pid %d), which decides, is alive but silent: generation %d answers questions for it, and nothing else", l.number, l.peer.PID, p.Generation()),

@@ -485,3 +485,16 @@ func TestHangingWhileItDrains(t *testing.T) {
 	goOn()
 	c.answeredBy(2, func(s *Status) bool { return of(s, 1).SilentSeconds == 0 })
 }
+
+// A connection that came through the shared socket while the standby stood in, and is
+// answered only when the incumbent is heard again, is sent to that one.
+func TestStandbyThatStandsAsideAnswersNothing(t *testing.T) {
+	c := newChain(t)
+	c.serve("one")
+	two, _ := c.standby("two", Standby)
+	for _, m := range []msgType{msgStatus, msgListSockets, msgHandover} {
+		no := two.notMine(&frame{Type: m})
+		require.NotNil(t, no, m)
+		require.Equal(t, CodeBusy, no.Code)
+	}
+}
