@@ -56,14 +56,6 @@ func (a *adopters) hasEnded() bool {
 	return a.ended
 }
 
-// adoption is a connection that may be served here.
-type adoption struct {
-	from  *trackedListener
-	d     *descriptor
-	fresh bool
-	since time.Time
-}
-
 // adoptFrom takes connections over c from the generation that drains and has said f,
 // until one of the two has no more.
 func (p *Process) adoptFrom(c *conn, f *frame) {
@@ -125,7 +117,7 @@ type taker struct {
 	p     *Process
 	c     *conn
 	phase taking
-	held  []adoption
+	held  []*movedConn
 
 	served int // connections so far
 }
@@ -170,21 +162,15 @@ func (t *taker) batch(f *frame, fds []*descriptor) {
 			continue
 		}
 		since := time.Now().Add(-time.Duration(min(m.IdleMS, maxIdleMillis)) * time.Millisecond)
-		t.held = append(t.held, adoption{l, fds[i], m.Fresh, since})
+		t.held = append(t.held, &movedConn{from: l, fresh: m.Fresh, since: since, d: fds[i]})
 	}
 	if over {
 		t.on(moveRefused)
 		say(t.c, refusal("busy", "this process serves no more", "ask again"))
 		return
 	}
-	b, err := got.encode()
-	if err == nil {
-		haltAt("before", got.Type)
-		err = t.c.send(b)
-		haltAt("sent", got.Type)
-	}
 	ev := moveSaid
-	if err != nil {
+	if sayMove(t.c, got) != nil {
 		ev = moveUnsaid // closed here, for one: reading tells what it means
 	}
 	t.on(ev)
@@ -199,7 +185,7 @@ const spareFiles = 64
 
 // checkRoom says whether the connections that the incumbent has open will fit. What a
 // handoff would be cut short by is an error before it. (Go itself raises the soft limit
-// of open files to the hard one, in package os.)
+// of open files to the hard one: rlimit.go of package syscall.)
 func (p *Process) checkRoom() error {
 	p.mu.Lock()
 	coming := p.coming
@@ -255,9 +241,9 @@ func (c *conn) takeRights() error {
 }
 
 // adopt serves connections that are this process's now. Each was expected.
-func (p *Process) adopt(all []adoption) (served int) {
+func (p *Process) adopt(all []*movedConn) (served int) {
 	for _, a := range all {
-		if a.from.drain.adopt(a.from, a.d, a.fresh, a.since) {
+		if a.adopt() {
 			p.adopted.Add(1)
 			served++
 		}
@@ -335,7 +321,7 @@ func (p *Process) servedAs(it *manifestItem) *trackedListener {
 
 func (p *Process) findServed(it *manifestItem) *trackedListener {
 	p.drainers.Lock()
-	all := slices.Clone(p.drainers.all)
+	all := httpDrains(p.drainers.all)
 	p.drainers.Unlock()
 	for _, match := range []func(*manifestItem) bool{
 		func(o *manifestItem) bool {
@@ -345,10 +331,8 @@ func (p *Process) findServed(it *manifestItem) *trackedListener {
 		func(o *manifestItem) bool { return o.Name == it.Name && o.family() == it.family() },
 	} {
 		for _, d := range all {
-			if h, ok := d.(*httpDrain); ok {
-				if l := h.served(match); l != nil {
-					return l
-				}
+			if l := d.served(match); l != nil {
+				return l
 			}
 		}
 	}

@@ -8,10 +8,9 @@ import (
 // movedConn is an idle HTTP/1 connection that no http.Server has: on its way to
 // another process, or back. Whoever has it closes d.
 type movedConn struct {
-	drain *httpDrain
-	from  *trackedListener
-	fresh bool      // nothing was asked on it yet
-	since time.Time // when it was accepted, or became idle
+	from  *trackedListener // of its HTTP server here: from.drain
+	fresh bool             // nothing was asked on it yet
+	since time.Time        // when it was accepted, or became idle
 	d     *descriptor
 }
 

@@ -46,6 +46,16 @@ func (p *Process) drainer(i int) (d drainer, last bool) {
 	return p.holds, true
 }
 
+// httpDrains are those of all that are HTTP servers.
+func httpDrains(all []drainer) (drains []*httpDrain) {
+	for _, d := range all {
+		if h, ok := d.(*httpDrain); ok {
+			drains = append(drains, h)
+		}
+	}
+	return drains
+}
+
 // openConnections counts what is open, by kind.
 func (p *Process) openConnections() map[string]int {
 	p.drainers.Lock()

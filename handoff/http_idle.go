@@ -18,13 +18,9 @@ import (
 
 // idleConn is such a connection. Whoever takes it out of idleConns has it.
 type idleConn struct {
-	drain *httpDrain
+	movedConn
 	id    uint64
-	from  *trackedListener
-	fresh bool        // nothing was asked on it yet
-	since time.Time   // when it was accepted, or became idle
 	timer *time.Timer // the end of the server's patience; nil: there is none
-	d     *descriptor
 }
 
 // idleConns are those of one HTTP server. They wait in an epoll instance of their own
@@ -67,14 +63,15 @@ func (d *httpDrain) resting() (*idleConns, error) {
 	return i, nil
 }
 
-// adopt keeps the connection fd, which is non-blocking and which it takes ownership of,
-// until its client says something, and serves it then as one of l's. false means that
-// it was closed, since nothing is served here any more.
-func (d *httpDrain) adopt(l *trackedListener, fd *descriptor, fresh bool, since time.Time) bool {
-	c := &idleConn{drain: d, from: l, fresh: fresh, since: since, d: fd}
+// adopt keeps the connection, which is non-blocking and is its own from here on, until
+// its client says something, and serves it then as one of m.from's. false means that it
+// was closed, since nothing is served here any more.
+func (m *movedConn) adopt() bool {
+	d := m.from.drain
+	c := &idleConn{movedConn: *m}
 	d.travelling.Add(1)
 	i, err := d.resting()
-	switch back := l.returned(d); {
+	switch back := m.from.returned(); {
 	case errors.Is(err, net.ErrClosed), isClosed(back.done):
 		c.close()
 		return false
@@ -108,14 +105,14 @@ func (i *idleConns) add(c *idleConn) bool {
 		delete(i.all, c.id)
 		return false
 	}
-	if t := c.drain.patience(c.fresh); t > 0 {
+	if t := c.from.drain.patience(c.fresh); t > 0 {
 		c.timer = time.AfterFunc(time.Until(c.since.Add(t)), func() {
 			if c := i.take(c.id); c != nil {
 				c.awake()
 			}
 		})
 	}
-	c.drain.travelling.Add(-1)
+	c.from.drain.travelling.Add(-1)
 	return true
 }
 
@@ -213,7 +210,7 @@ func (i *idleConns) leave(id uint64, k *carrier) {
 		k.decline()
 		return
 	}
-	if !k.put(&movedConn{drain: c.drain, from: c.from, fresh: c.fresh, since: c.since, d: c.d}) {
+	if !k.put(&c.movedConn) {
 		k.decline()
 		i.rest(c) // the taker has gone meanwhile
 	}
@@ -254,12 +251,12 @@ func (c *idleConn) awake() {
 func (c *idleConn) close() {
 	_ = c.d.control(func(fd int) error { return unix.Shutdown(fd, unix.SHUT_WR) }) // see trackedConn.came
 	c.d.Close()
-	c.drain.arrived()
+	c.from.drain.arrived()
 }
 
 // serve gives a connection that was taken to net/http.
 func (c *idleConn) serve() {
-	defer c.drain.arrived()
+	defer c.from.drain.arrived()
 	f := c.d.disown("connection")
 	defer f.Close()
 	nc, err := streamConn(f)
@@ -268,20 +265,20 @@ func (c *idleConn) serve() {
 		select {
 		case <-time.After(mendEvery):
 			nc, err = streamConn(f)
-		case <-c.drain.done:
+		case <-c.from.drain.done:
 			return
 		}
 	}
 	if err != nil {
 		return
 	}
-	served := c.drain.track(nc, c.from)
-	if tracked := c.drain.find(served); tracked != nil {
+	served := c.from.drain.track(nc, c.from)
+	if tracked := c.from.drain.find(served); tracked != nil {
 		tracked.mu.Lock()
 		tracked.came = true
 		tracked.mu.Unlock()
 	}
-	if !c.from.returned(c.drain).deliver(served) {
+	if !c.from.returned().deliver(served) {
 		served.Close()
 	}
 }
@@ -305,7 +302,8 @@ type returnListener struct {
 
 // returned is the returnListener of l, which the server begins to serve with the
 // first call.
-func (l *trackedListener) returned(d *httpDrain) *returnListener {
+func (l *trackedListener) returned() *returnListener {
+	d := l.drain
 	d.mu.Lock()
 	defer d.mu.Unlock()
 	if l.back == nil {

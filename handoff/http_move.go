@@ -118,7 +118,7 @@ func (c *trackedConn) leaveLocked(taker *carrier) bool {
 	d, err := dupConn(c.Conn.(syscall.Conn))
 	if err == nil {
 		c.drain.travelling.Add(1) // while it is among the open ones still
-		if k.put(&movedConn{drain: c.drain, from: c.from, fresh: c.state == http.StateNew, since: c.idleSince(), d: d}) {
+		if k.put(&movedConn{from: c.from, fresh: c.state == http.StateNew, since: c.idleSince(), d: d}) {
 			c.left, c.taker = true, nil
 			return true
 		}

@@ -58,12 +58,7 @@ func (p *Process) startMoving(run drainRun, all []drainer) *moving {
 	if run.plain || p.moveOff() != "" {
 		return nil
 	}
-	m := &moving{p: p, done: make(chan struct{}), told: map[*trackedListener]bool{}, until: run.began.Add(p.cfg.DrainTimeout / 2)}
-	for _, d := range all {
-		if h, ok := d.(*httpDrain); ok {
-			m.drains = append(m.drains, h)
-		}
-	}
+	m := &moving{p: p, drains: httpDrains(all), done: make(chan struct{}), told: map[*trackedListener]bool{}, until: run.began.Add(p.cfg.DrainTimeout / 2)}
 	if len(m.drains) == 0 {
 		return nil
 	}
@@ -244,13 +239,7 @@ func (m *moving) hear(c *conn, replies chan<- *frame) {
 // when c is of no more use.
 func (m *moving) give(c *conn, replies <-chan *frame, batch []*movedConn) (back []*movedConn, goOn bool) {
 	f, fds := movedFrame(batch)
-	b, err := f.encode()
-	if err == nil {
-		haltAt("before", f.Type)
-		err = c.send(b, fds...)
-		haltAt("sent", f.Type)
-	}
-	if err != nil {
+	if err := sayMove(c, f, fds...); err != nil {
 		m.p.Logger().Debug("connections not sent", "error", err)
 		return batch, false
 	}
@@ -307,11 +296,9 @@ func (m *moving) give(c *conn, replies <-chan *frame, batch []*movedConn) (back 
 // keep takes back what was sent and not acknowledged, unless `got` was sent before
 // it returns: then that is read still.
 func (m *moving) keep(c *conn) bool {
-	haltAt("before", msgKeep)
-	if err := say(c, &frame{Type: msgKeep}); errors.Is(err, os.ErrDeadlineExceeded) {
+	if err := sayMove(c, &frame{Type: msgKeep}); errors.Is(err, os.ErrDeadlineExceeded) {
 		return false // it can't be told: what it has may still be acknowledged
 	}
-	haltAt("sent", msgKeep)
 	return c.c.CloseRead() == nil
 }
 
@@ -329,7 +316,18 @@ func (m *moving) leave(batch []*movedConn) {
 func (m *moving) letGo(c *movedConn) {
 	c.d.Close()
 	m.p.moved.Add(1)
-	c.drain.arrived()
+	c.from.drain.arrived()
+}
+
+// sayMove sends a frame on which it depends who has a batch.
+func sayMove(c *conn, f *frame, fds ...*descriptor) error {
+	b, err := f.encode()
+	if err != nil {
+		return err
+	}
+	haltAt("before", f.Type)
+	defer haltAt("sent", f.Type)
+	return c.send(b, fds...)
 }
 
 // movedFrame is a batch as it is sent.
@@ -402,8 +400,8 @@ func (m *moving) refused(batch []*movedConn, r *frame) {
 // resume serves connections here again.
 func (m *moving) resume(all []*movedConn) {
 	for _, c := range all {
-		c.drain.adopt(c.from, c.d, c.fresh, c.since)
-		c.drain.arrived()
+		c.adopt()
+		c.from.drain.arrived()
 	}
 }
 
@@ -414,10 +412,8 @@ func (p *Process) movableConnections() (n int) {
 	}
 	p.drainers.Lock()
 	defer p.drainers.Unlock()
-	for _, d := range p.drainers.all {
-		if h, ok := d.(*httpDrain); ok {
-			n += h.canMove()
-		}
+	for _, d := range httpDrains(p.drainers.all) {
+		n += d.canMove()
 	}
 	return n
 }

@@ -509,7 +509,7 @@ func TestKeepThatCannotBeSaid(t *testing.T) {
 	w.h.drain.travelling.Add(1)
 	go func() {
 		defer close(ended)
-		back, goOn := m.give(a, replies, []*movedConn{{drain: w.h.drain, from: l, d: d}})
+		back, goOn := m.give(a, replies, []*movedConn{{from: l, d: d}})
 		assert.Empty(t, back)
 		assert.False(t, goOn)
 	}()

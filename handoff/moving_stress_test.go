@@ -182,8 +182,8 @@ func stress(t *testing.T, network string, h2c bool, d time.Duration) {
 		back := func(all []*movedConn) {
 			for _, m := range all {
 				moves.Add(1)
-				m.drain.adopt(m.from, m.d, m.fresh, m.since)
-				m.drain.arrived()
+				m.adopt()
+				m.from.drain.arrived()
 			}
 		}
 		for !isClosed(stop) {

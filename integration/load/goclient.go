@@ -6,7 +6,6 @@ import (
 	"context"
 	"errors"
 	"io"
-	"net"
 	"net/http"
 	"net/http/httptrace"
 	"strings"
@@ -31,14 +30,7 @@ func newGoClient(w *worker) *goClient {
 		Protocols:           new(http.Protocols),
 		MaxConnsPerHost:     conns,
 		MaxIdleConnsPerHost: conns,
-		DialContext: func(ctx context.Context, _, _ string) (net.Conn, error) {
-			w.rec.dialed(w.stream.Kind)
-			conn, err := (&net.Dialer{Timeout: w.cfg.timeout()}).DialContext(ctx, w.stream.network(), w.stream.Address)
-			if err != nil {
-				return nil, &failure{CauseDial, err}
-			}
-			return conn, nil
-		},
+		DialContext:         w.dialContext,
 	}
 	c.transport.Protocols.SetHTTP1(true)
 	c.client = &http.Client{Transport: c.transport}

@@ -5,7 +5,6 @@ import (
 	"context"
 	"errors"
 	"io"
-	"net"
 	"net/http"
 	"strings"
 	"sync"
@@ -25,15 +24,8 @@ type h2cClient struct {
 func newH2C(w *worker) *h2cClient {
 	c := &h2cClient{worker: w}
 	c.transport = &http.Transport{
-		Protocols: new(http.Protocols),
-		DialContext: func(ctx context.Context, _, _ string) (net.Conn, error) {
-			w.rec.dialed(w.stream.Kind)
-			conn, err := (&net.Dialer{Timeout: w.cfg.timeout()}).DialContext(ctx, w.stream.network(), w.stream.Address)
-			if err != nil {
-				return nil, &failure{CauseDial, err}
-			}
-			return conn, nil
-		},
+		Protocols:   new(http.Protocols),
+		DialContext: w.dialContext,
 	}
 	c.transport.Protocols.SetUnencryptedHTTP2(true)
 	return c

@@ -137,6 +137,16 @@ func (c *keepAlive) dial() error {
 	return nil
 }
 
+// dialContext is dial for an http.Transport, whatever address that means.
+func (w *worker) dialContext(ctx context.Context, _, _ string) (net.Conn, error) {
+	w.rec.dialed(w.stream.Kind)
+	conn, err := (&net.Dialer{Timeout: w.cfg.timeout()}).DialContext(ctx, w.stream.network(), w.stream.Address)
+	if err != nil {
+		return nil, &failure{CauseDial, err}
+	}
+	return conn, nil
+}
+
 // dial opens a connection to the stream's address.
 func (w *worker) dial() (rawConn, error) {
 	w.rec.dialed(w.stream.Kind)
