@@ -61,12 +61,13 @@ func newService(t *testing.T, env ...string) *service {
 	return s
 }
 
-// build compiles an example; flags go to go build.
+// build compiles an example; flags go to go build. Nothing but the test's own time bounds it: where nothing is in the
+// compiler's cache yet, it takes minutes.
 func (s *service) build(example string, flags ...string) string {
 	s.t.Helper()
 	out := filepath.Join(s.dir, fmt.Sprintf("%s%d", example, len(flags)))
 	args := slices.Concat([]string{"build", "-o", out}, raceFlag, flags, []string{"./" + example})
-	b, err := exec.CommandContext(s.ctx(), "go", args...).CombinedOutput()
+	b, err := exec.CommandContext(s.t.Context(), "go", args...).CombinedOutput()
 	require.NoError(s.t, err, "%s", b)
 	return out
 }

@@ -275,7 +275,7 @@ func checkMoved(l *trackedListener, d *descriptor) error {
 	case !cameThrough(f.addr, l.Addr()):
 		return fmt.Errorf("its address here is %s, which is not the listener's", f.local)
 	case !local && f.cookie != l.netns():
-		return fmt.Errorf("%w: not that of the listener %s", ErrForeignNetns, f.local)
+		return fmt.Errorf("it lives in another network namespace than the listener %s", f.local)
 	}
 	return nil
 }

@@ -85,8 +85,14 @@ func (p *Process) beginAnswering() {
 		p.mendLater()
 		return
 	}
-	ln := s.ln
-	p.work.Go(func() { p.answerAll(ln, s.path, &s.connTable, p.answerOne) })
+	p.answerControl()
+}
+
+// answerControl answers whoever connects to the control socket, whose listener is there.
+func (p *Process) answerControl() {
+	s := &p.control
+	ln, path, file := s.ln, s.path, s.file
+	p.work.Go(func() { p.answerAll(ln, path, &s.connTable, func(c *conn) { p.answerOne(c, file) }) })
 }
 
 // standIn answers questions while the incumbent, whose it is to answer, does not.
@@ -102,8 +108,7 @@ func (p *Process) standIn() {
 		return
 	}
 	s.stead = true
-	ln := s.ln
-	p.work.Go(func() { p.answerAll(ln, s.path, &s.connTable, p.answerOne) })
+	p.answerControl()
 }
 
 // standAside leaves the questions to whoever has to answer them; who asked here
@@ -128,7 +133,7 @@ func (p *Process) notMine(f *frame) (no *frame) {
 		case p.m.silent && asks:
 		case p.m.silent:
 			l := p.elder
-			no = refusal("silent", fmt.Sprintf("generation %d (pid %d), which decides, is alive but silent: generation %d answers questions for it, and nothing else", l.number, l.peer.PID, p.Generation()),
+			no = refusal("silent", fmt.Sprintf("generation %d (%s), which decides, is alive but silent: generation %d answers questions for it, and nothing else", l.number, l.where(), p.Generation()),
 				"look at that process: let it continue (SIGCONT); or end it: what it has accepted is lost then, and generation "+strconv.FormatUint(p.Generation(), 10)+" serves")
 		case p.m.watches(timerElderSilent):
 			no = refusal("busy", "the incumbent answers again", "ask again")
@@ -162,7 +167,8 @@ func (p *Process) answerAll(ln *os.File, path string, t *connTable, one func(*co
 			continue
 		}
 		c := newConn(uc.(*net.UnixConn))
-		t.track(c)
+		who, err := c.peer()
+		t.track(c, err != nil || p.allow().check(who) != nil)
 		p.work.Go(func() {
 			defer t.untrack(c)
 			one(c)
@@ -178,26 +184,24 @@ func say(c *conn, f *frame) error {
 	return c.send(b)
 }
 
-// answerOne serves one connection. It owns c, unless it becomes a link.
-func (p *Process) answerOne(c *conn) {
+// answerOne serves one connection to the control socket, whose file is file. It owns
+// c, unless it becomes a link.
+func (p *Process) answerOne(c *conn, file fileID) {
 	link := false
 	defer func() {
 		if !link {
 			c.Close()
 		}
 	}()
-	who, ok := p.trusted(c)
-	if !ok {
-		return
+	stopped := false
+	next := func() (*frame, bool) {
+		if stopped {
+			return p.heard(c, false)
+		}
+		return p.nextQuestion(c)
 	}
-	for stopped := false; ; {
-		if !stopped {
-			p.limitPause(c)
-		}
-		f, ok := p.heard(c, who)
-		if !ok {
-			return
-		}
+	f, ok := p.firstQuestion(c, &p.control.connTable, file)
+	for ; ok; f, ok = next() {
 		switch f.Type {
 		case msgHello:
 			c.setReadDeadline(time.Time{})
@@ -217,6 +221,11 @@ func (p *Process) answerOne(c *conn) {
 			return
 		case msgError:
 			continue // never answered
+		case msgProve, msgProof:
+			if say(c, p.proofOutOfPlace()) != nil {
+				return
+			}
+			continue
 		}
 		if no := p.notMine(f); no != nil {
 			if say(c, no) != nil {
@@ -250,18 +259,50 @@ func (p *Process) answerOne(c *conn) {
 	}
 }
 
-// trusted says who is at the other end of c, and whether it may ask here; who may
-// not is told so.
-func (p *Process) trusted(c *conn) (who peer, ok bool) {
+// firstQuestion finds out whether whoever is at the other end of c, which came
+// through the socket whose file is file, may ask here, and returns what it asks
+// first. Who may not is told so.
+func (p *Process) firstQuestion(c *conn, t *connTable, file fileID) (f *frame, ok bool) {
+	p.limitPause(c)
 	who, err := c.peer()
+	if errors.Is(err, net.ErrClosed) { // it has made room for others
+		return nil, false
+	}
 	if err == nil {
 		err = p.allow().check(who)
 	}
-	if err != nil && !errors.Is(err, net.ErrClosed) { // it may have made room for others
-		p.Logger().Warn("refused a connection: this user may not ask", "socket", c.path(), "peer_pid", who.PID, "peer_uid", who.UID, "peer_gid", who.GID, "error", err)
-		say(c, &frame{Type: msgError, Code: "permission", Text: clip(err.Error())})
+	if p.cfg.Key == nil {
+		if err != nil {
+			p.refuse(c, err)
+			return nil, false
+		}
+		return p.heard(c, false)
 	}
-	return who, err == nil
+	f, ok = p.heard(c, err != nil)
+	switch {
+	case !ok:
+		return nil, false
+	case f.Type == msgProve:
+		if err := p.answerProof(c, t, f, file, err); err != nil {
+			if !errors.Is(err, errGone) {
+				p.refuse(c, fmt.Errorf("%w: %w", ErrPermission, err))
+			}
+			return nil, false
+		}
+		return p.nextQuestion(c)
+	case err != nil:
+		p.refuse(c, fmt.Errorf("%w; nor has it proven the shared key", err))
+		return nil, false
+	}
+	return f, true
+}
+
+// refuse tells whoever is at the other end of c, and the log, that it may not ask.
+func (p *Process) refuse(c *conn, err error) {
+	if log := p.strangerLog(c); log != nil {
+		log.Warn("refused a connection: this user may not ask", "error", err)
+	}
+	say(c, &frame{Type: msgError, Code: "permission", Text: clip(err.Error())})
 }
 
 // limitPause bounds how long the next question may stay away.
@@ -269,15 +310,29 @@ func (p *Process) limitPause(c *conn) {
 	c.setReadDeadline(time.Now().Add(min(p.cfg.StepTimeout, operatorIdle)))
 }
 
+// nextQuestion reads the next question of somebody who may ask.
+func (p *Process) nextQuestion(c *conn) (f *frame, ok bool) {
+	p.limitPause(c)
+	return p.heard(c, false)
+}
+
 // heard reads the next question. false means that there is none: who sent
 // something else is told what is wrong with it.
-func (p *Process) heard(c *conn, who peer) (f *frame, ok bool) {
+func (p *Process) heard(c *conn, stranger bool) (f *frame, ok bool) {
 	f, err := p.question(c)
-	if err != nil && !errors.Is(err, errGone) {
-		p.Logger().Warn("closed a connection: what came through it is no question", "socket", c.path(), "peer_pid", who.PID, "peer_uid", who.UID, "error", err)
-		say(c, &frame{Type: msgError, Code: "bad_request", Text: clip(err.Error())})
+	if err == nil || errors.Is(err, errGone) {
+		return f, err == nil
 	}
-	return f, err == nil
+	who, _ := c.peer()
+	log := p.Logger().With("socket", c.path(), "peer_pid", who.PID, "peer_uid", who.UID)
+	if stranger {
+		log = p.strangerLog(c)
+	}
+	if log != nil {
+		log.Warn("closed a connection: what came through it is no question", "error", err)
+	}
+	say(c, &frame{Type: msgError, Code: "bad_request", Text: clip(err.Error())})
+	return nil, false
 }
 
 var errGone = errors.New("the peer has gone")

@@ -52,13 +52,16 @@ func (p *Process) open(ctx context.Context, want Socket, n int, k kind) ([]*sock
 	ctx, cancel := context.WithCancelCause(ctx)
 	defer cancel(nil)
 	defer context.AfterFunc(p.life, func() { cancel(ErrNotServing) })()
-	if err := bindMissing(ctx, all, k); err != nil {
+	if err := p.sockets.bindMissing(ctx, all, k); err != nil {
 		p.sockets.abandon(all)
 		return nil, err
 	}
 	if err := p.sockets.enter(all, p.giveUp); err != nil {
 		p.sockets.abandon(all)
 		return nil, err
+	}
+	if slices.ContainsFunc(all, func(s *socket) bool { return s.foreign }) {
+		p.post(p.beginWatching) // it may have ended with the last of the others
 	}
 	return all, nil
 }
@@ -84,7 +87,19 @@ func (set *socketSet) claim(all []*socket, k kind) (wait <-chan struct{}, err er
 }
 
 // bindMissing opens fresh sockets for those of all that inherited none.
-func bindMissing(ctx context.Context, all []*socket, k kind) error {
+func (set *socketSet) bindMissing(ctx context.Context, all []*socket, k kind) error {
+	if !slices.ContainsFunc(all, func(s *socket) bool { return s.d == nil }) {
+		return nil
+	}
+	set.mu.Lock()
+	home, err := set.home(all[0].want, all)
+	set.mu.Unlock()
+	if err != nil {
+		return opError("bind", all[0].want.Address, err)
+	}
+	if home != nil {
+		defer home.Close()
+	}
 	for _, s := range all {
 		if s.d != nil {
 			continue
@@ -93,7 +108,7 @@ func bindMissing(ctx context.Context, all []*socket, k kind) error {
 		if all[0].d != nil {
 			address = all[0].item.Local // the port that the kernel chose for the first of a group
 		}
-		if err := s.bind(ctx, address, k); err != nil {
+		if err := s.bind(ctx, address, k, home); err != nil {
 			return err
 		}
 	}
@@ -134,14 +149,14 @@ func (set *socketSet) inherit(s *socket, k kind) {
 		return
 	}
 	set.unclaimed = slices.DeleteFunc(set.unclaimed, func(u *socket) bool { return u == from })
-	s.d, s.item, s.index = from.d, from.item, from.index
+	s.d, s.item, s.index, s.netns, s.foreign, s.gone = from.d, from.item, from.index, from.netns, from.foreign, from.gone
 	s.item.Name, s.item.Asked = s.want.Name, s.want.Address
 	s.item.Exclusive = s.item.Exclusive || s.want.Exclusive
 }
 
-// bind gives s a fresh descriptor.
-func (s *socket) bind(ctx context.Context, address string, k kind) error {
-	d, file, err := bindSocket(ctx, s.want.Network, address, s.reuse)
+// bind gives s a fresh descriptor, which lives where home does: see bindSocket.
+func (s *socket) bind(ctx context.Context, address string, k kind, home *descriptor) error {
+	d, file, err := bindSocket(ctx, s.want.Network, address, s.reuse, home)
 	if err != nil {
 		return err
 	}
@@ -150,7 +165,7 @@ func (s *socket) bind(ctx context.Context, address string, k kind) error {
 		d.Close()
 		return err
 	}
-	s.d, s.index, s.deaf = d, -1, k == kindStream
+	s.d, s.index, s.deaf, s.netns, s.foreign, s.gone = d, -1, k == kindStream, facts.netns(), home != nil, ""
 	s.item = manifestItem{
 		Name: s.want.Name, Kind: k, Network: s.want.Network, Asked: s.want.Address, Local: facts.local,
 		Domain: facts.domain, Type: facts.typ, Protocol: facts.protocol, Exclusive: s.want.Exclusive, File: file,

@@ -26,8 +26,13 @@ type Client struct {
 	// which answers Status, Watch and Sockets.
 	Socket string
 	// AllowUIDs are the users whose process may answer, besides this process's
-	// own user and root; nil means nobody else.
+	// own user and root; nil means nobody else. What Config.AllowUIDs says of 65534
+	// is true here too.
 	AllowUIDs []uint32
+	// Key is Config.Key of the service, for an operator who is in another user
+	// namespace than the service; nil is none. It is read by each call, and must not
+	// be changed meanwhile.
+	Key []byte
 	// Progress, if set, is called by StopAndWait, DrainAndWait and
 	// StopGenerationAndWait while they wait: at each change, and about twice a
 	// second, with the status as the process tells it that they wait for, also
@@ -242,8 +247,10 @@ func mayRepeat(err error, lost bool) bool {
 	return lost && errors.Is(err, ErrNoAnswer)
 }
 
+func (c *Client) allow() allow { return allow{UIDs: c.AllowUIDs, Key: c.Key} }
+
 func (c *Client) once(ctx context.Context, ask *frame, want msgType) (*frame, error) {
-	conn, err := dialOperator(ctx, c.Socket, c.AllowUIDs)
+	conn, err := dialOperator(ctx, c.Socket, c.allow())
 	if err != nil {
 		return nil, err
 	}

@@ -13,10 +13,16 @@ import (
 // of them with descriptors. One goroutine at a time may use it.
 type operatorConn struct{ c *conn }
 
-// dialOperator connects to whoever answers the control socket at path, who must
-// run as one of uids, this process's own user or root.
-func dialOperator(ctx context.Context, path string, uids []uint32) (*operatorConn, error) {
-	c, err := dial(ctx, path, allow{UIDs: uids})
+// dialOperator connects to whoever answers the control socket at path and is
+// trusted by a.
+func dialOperator(ctx context.Context, path string, a allow) (*operatorConn, error) {
+	if err := a.checkLists(); err != nil {
+		return nil, fmt.Errorf("%w: %w", ErrPermission, err)
+	}
+	if err := checkKey(a.Key); err != nil {
+		return nil, err
+	}
+	c, err := dial(ctx, path, a)
 	if end, ok := ctx.Deadline(); ok && errors.Is(err, context.DeadlineExceeded) && !time.Now().Before(end) {
 		// The dialer goes by the clock, and may be ahead of ctx.
 		<-ctx.Done()

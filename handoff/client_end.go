@@ -16,7 +16,7 @@ const progressPause = 500 * time.Millisecond
 // untilItsEnd puts a verb that ends the answering process, and waits for that.
 func (c *Client) untilItsEnd(ctx context.Context, verb *frame) (Answer, error) {
 	op := verb.Type.String()
-	conn, err := dialOperator(ctx, c.Socket, c.AllowUIDs)
+	conn, err := dialOperator(ctx, c.Socket, c.allow())
 	if err != nil {
 		return Answer{}, c.fail(op, err)
 	}

@@ -269,7 +269,7 @@ func TestClientReadsLastWord(t *testing.T) {
 	ln, err := net.ListenUnix("unixpacket", &net.UnixAddr{Name: path, Net: "unixpacket"})
 	require.NoError(t, err)
 	defer ln.Close()
-	conn, err := dialOperator(t.Context(), path, nil)
+	conn, err := dialOperator(t.Context(), path, allow{})
 	require.NoError(t, err)
 	defer conn.Close()
 	c, err := ln.AcceptUnix()
@@ -414,7 +414,7 @@ func TestClientEndsWithItsContext(t *testing.T) {
 	for range 300 {
 		ctx, cancel := context.WithTimeout(t.Context(), time.Millisecond)
 		for {
-			c, err := dialOperator(ctx, path, nil)
+			c, err := dialOperator(ctx, path, allow{})
 			if err != nil {
 				ended := ctx.Err()
 				require.ErrorIs(t, err, context.DeadlineExceeded)

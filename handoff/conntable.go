@@ -22,9 +22,10 @@ type connTable struct {
 }
 
 type tableEntry struct {
-	c    *conn
-	stay bool // does not make room: see keep
-	stop bool // an operator waits for this process's end
+	c        *conn
+	stranger bool // has not shown yet that it may ask
+	stay     bool // does not make room: see keep
+	stop     bool // an operator waits for this process's end
 }
 
 // closeConns closes all, each when the answer under way on it is out.
@@ -51,19 +52,36 @@ func (t *connTable) hangUp() {
 
 // track keeps c to be closed at the end. Where too many ask the oldest of them makes
 // room, so that nobody who stays connected delays a handoff; an operator's tool asks
-// again. Those that stay are counted apart (keep).
-func (t *connTable) track(c *conn) {
+// again. Strangers go first, and nobody but a stranger makes room for one. Those that
+// stay are counted apart (keep).
+func (t *connTable) track(c *conn, stranger bool) {
 	t.mu.Lock()
 	defer t.mu.Unlock()
 	if t.ended {
 		c.Close()
 	}
 	if len(t.conns)-t.staying() >= maxConns {
-		oldest := slices.IndexFunc(t.conns, func(k tableEntry) bool { return !k.stay })
+		oldest := slices.IndexFunc(t.conns, func(k tableEntry) bool { return k.stranger })
+		switch {
+		case oldest < 0 && stranger:
+			c.Close()
+			return
+		case oldest < 0:
+			oldest = slices.IndexFunc(t.conns, func(k tableEntry) bool { return !k.stay })
+		}
 		t.conns[oldest].c.Close()
 		t.conns = slices.Delete(t.conns, oldest, oldest+1)
 	}
-	t.conns = append(t.conns, tableEntry{c: c})
+	t.conns = append(t.conns, tableEntry{c: c, stranger: stranger})
+}
+
+// trust says that c may ask: it has proven the shared key.
+func (t *connTable) trust(c *conn) {
+	t.mu.Lock()
+	defer t.mu.Unlock()
+	if i := t.find(c); i >= 0 {
+		t.conns[i].stranger = false
+	}
 }
 
 // keep says that c does not make room for others: it has become a link, carries

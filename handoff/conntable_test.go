@@ -15,10 +15,10 @@ func TestHelloWhoseConnectionMadeRoom(t *testing.T) {
 	c := newChain(t)
 	p, _ := c.serve("one")
 	ours, theirs := connPair(t)
-	p.control.track(ours)
+	p.control.track(ours, false)
 	for range maxConns { // others come, before keep is called for it
 		other, _ := connPair(t)
-		p.control.track(other)
+		p.control.track(other, false)
 		defer p.control.untrack(other)
 	}
 	_, err := theirs.c.Write([]byte("x"))

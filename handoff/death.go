@@ -158,10 +158,16 @@ func (l *link) kill() error {
 		return err
 	}
 	met, err := l.c.peerPID()
+	if err != nil {
+		return err
+	}
+	// The numbers are of the pid namespace that /proc was mounted in, which may be
+	// one around this process's.
+	who, err := l.c.peer()
 	switch {
 	case err != nil:
 		return err
-	case pid == 0 || met == 0:
+	case pid == 0 || met == 0 || who.PID == 0:
 		return errors.New("it runs in another pid namespace, in which this process may not signal")
 	case pid != met:
 		return fmt.Errorf("it calls itself pid %d, and the connection was made to pid %d", pid, met)

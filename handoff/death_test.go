@@ -19,8 +19,8 @@ import (
 // parent says so. As init it is the first of a pid namespace, in which another
 // process does both.
 func leaker(t *testing.T, role string) {
-	if role, ok := strings.CutPrefix(role, "init "); ok {
-		cmd := childCommand(t, role)
+	if strings.HasPrefix(role, "init ") {
+		cmd := childCommand(t, strings.Replace(os.Getenv(roleVariable), "init ", "", 1))
 		cmd.Stdout, cmd.Stderr = os.Stdout, os.Stderr
 		require.NoError(t, cmd.Start())
 		bufio.NewScanner(os.Stdin).Scan()
@@ -31,6 +31,7 @@ func leaker(t *testing.T, role string) {
 	c := newChain(t)
 	cfg := c.config(role)
 	cfg.Socket, cfg.Heartbeat, cfg.Probation = filepath.Join(os.Getenv(pathVariable), "s"), -1, 60e9
+	cfg.Key = keyOfSibling()
 	p, err := Start(c.ctx, cfg)
 	require.NoError(t, err)
 	greet(p, c.listen(p, "tcp", "127.0.0.1:0"))

@@ -107,7 +107,7 @@ func TestNonblockIsNotTouched(t *testing.T) {
 
 func TestListenerFromBlockingSocket(t *testing.T) {
 	leak.CheckExact(t)
-	d, _, err := bindSocket(t.Context(), "tcp4", "127.0.0.1:0", false)
+	d, _, err := bindSocket(t.Context(), "tcp4", "127.0.0.1:0", false, nil)
 	require.NoError(t, err)
 	defer d.Close()
 	require.NoError(t, d.listen())

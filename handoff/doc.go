@@ -62,6 +62,7 @@
 // drain, of which http.go, track.go and hold.go have their parts; moving.go how idle
 // HTTP connections go to whoever serves, adopting.go how they come, with machine_move.go
 // for the rules; http_move.go how they leave net/http, http_selfcheck.go how it is known
-// that they can, and http_idle.go where they rest.
+// that they can, and http_idle.go where they rest; netns_linux.go which network a socket
+// lives in, netns_watch.go and netns_interfaces.go whether that network lives.
 // docs/protocol.md is the same for other languages.
 package handoff

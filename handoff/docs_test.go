@@ -238,7 +238,7 @@ func TestDocumentedDeadlines(t *testing.T) {
 	tables := rows(doc)
 	defaults := map[timerKind]time.Duration{
 		timerStep: cfg.StepTimeout, timerReady: cfg.ReadyTimeout, timerServing: cfg.StepTimeout, timerProbation: cfg.Probation,
-		timerReleased: cfg.StepTimeout, timerOffer: cfg.StepTimeout,
+		timerReleased: cfg.StepTimeout, timerOffer: cfg.StepTimeout, timerOwed: cfg.ReadyTimeout,
 		timerElderSilent: missed * cfg.Heartbeat, timerYoungerSilent: missed * cfg.Heartbeat,
 	}
 	for k := range timerCount {
@@ -250,16 +250,17 @@ func TestDocumentedDeadlines(t *testing.T) {
 		require.Equal(t, want, tables[k.String()][1], "default of timer %v", k)
 	}
 	for what, want := range map[string]string{
-		"drain":                              cfg.DrainTimeout.String() + ",",
-		"sending one frame":                  inWords(sendTimeout),
-		"first frame of a connection":        "StepTimeout",
-		"an operator's next question":        inWords(operatorIdle),
-		"long poll":                          "60,000",
-		"successor that was told `busy":      inWords(busyRetryMS * time.Millisecond),
-		"full backlog of the control socket": inWords(newBackoff().next) + ", doubling to " + inWords(newBackoff().most),
-		"removing a socket's file":           inWords(lockTimeout),
-		"accepting what is queued":           inWords(shutGrace),
-		"a singleton that must end":          inWords(singletonGrace),
+		"drain":                       cfg.DrainTimeout.String() + ",",
+		"sending one frame":           inWords(sendTimeout),
+		"first frame of a connection": "StepTimeout",
+		"an operator's next question": inWords(operatorIdle),
+		"long poll":                   "60,000",
+		"looking at the network of foreign sockets": inWords(networkEvery),
+		"successor that was told `busy":             inWords(busyRetryMS * time.Millisecond),
+		"full backlog of the control socket":        inWords(newBackoff().next) + ", doubling to " + inWords(newBackoff().most),
+		"removing a socket's file":                  inWords(lockTimeout),
+		"accepting what is queued":                  inWords(shutGrace),
+		"a singleton that must end":                 inWords(singletonGrace),
 	} {
 		require.Contains(t, tables, what)
 		require.Contains(t, tables[what][1], want, what)
@@ -278,7 +279,7 @@ func inWords(d time.Duration) string {
 
 func TestDocumentedLimits(t *testing.T) {
 	limits := map[string]int{
-		"maxFrame": maxFrame, "maxBatch": maxBatch, "kernelMaxFDs": kernelMaxFDs, "maxSockets": maxSockets, "maxNameLen": maxNameLen,
+		"maxFrame": maxFrame, "maxBatch": maxBatch, "kernelMaxFDs": kernelMaxFDs, "maxSockets": maxSockets, "maxNameLen": maxNameLen, "maxKeyLen": maxKeyLen,
 		"maxTextLen": maxTextLen, "maxFileNames": maxFileNames, "maxRejects": maxRejects, "maxRequests": maxRequests, "maxOlder": maxOlder,
 		"maxRequestsSize": maxRequestsSize, "maxOlderSize": maxOlderSize, "maxHoldsSize": maxHoldsSize, "maxListed": maxListed, "maxWaiting": maxWaiting, "maxWaitingSize": maxWaitingSize, "maxExclusive": maxExclusive, "maxListeners": maxListeners, "maxIdleMillis": maxIdleMillis, "maxGeneration": maxGeneration,
 		"socketsPage": socketsPage, "maxPollMillis": maxPollMillis, "maxConns": maxConns, "maxStaying": maxStaying, "maxSocketPath": maxSocketPath,
@@ -468,7 +469,7 @@ var inside = []string{
 	"peer left messages unread", "receive interrupted", "the peer has gone", "frame must have 1 to", "frame carries more than", "unknown network",
 	// Of connections that move: in the log at level debug, and of the self-check, in its reason.
 	"whoever serves takes no connections", "no HTTP server serves that listener here, or not as it is", "not a stream connection",
-	"not that of the listener", "its address here is", "which is not the listener's", "connections: too few or too many listeners, or no connection", "connections: an item is out of range",
+	"it lives in another network namespace than the listener", "its address here is", "which is not the listener's", "connections: too few or too many listeners, or no connection", "connections: an item is out of range",
 	"it does not read as expected", "a part of a request is not noticed", "an idle connection is not recognised", "it answers the end of a connection with", "self-check: net/http of",
 }
 

@@ -19,7 +19,8 @@ var (
 	// ErrNotHandoff: somebody serves at the path, but not this protocol.
 	ErrNotHandoff = errors.New("a socket of another kind is served at this path (choose another path)")
 
-	// ErrDirectory: the directory of the path is missing, or others than its
+	// ErrDirectory: the directory of the path is missing, or mounted read-only, or
+	// only the file in it is mounted, or others than its
 	// owner could replace the socket in it.
 	ErrDirectory = errors.New("unfit directory for a socket")
 
@@ -75,8 +76,9 @@ var (
 	// serves.
 	ErrNotServing = errors.New("this process no longer serves")
 
-	// ErrForeignNetns: a socket of another network namespace was offered.
-	ErrForeignNetns = errors.New("the socket belongs to another network namespace (incumbent and successor must share one: the host's, or one container's for both)")
+	// ErrForeignNetns: a socket of another network namespace was offered, and
+	// Config.AllowForeignNetns is false.
+	ErrForeignNetns = errors.New("the socket belongs to another network namespace (let both versions have one network, by docker run --network host or container:NAME, network_mode: host or service:NAME; or accept it with --allow-foreign-netns, where that network outlives the version before)")
 )
 
 // OpError says during which operation, and at which path or address, Err

@@ -24,26 +24,47 @@ import (
 // host the first IPv4 one is used. Unlike net's listeners a TCP socket is never
 // a multipath one, so that its kind does not depend on who made it.
 //
-// With reusePort the socket joins the SO_REUSEPORT group of its address.
-func bindSocket(ctx context.Context, network, address string, reusePort bool) (d *descriptor, id fileID, err error) {
+// With reusePort the socket joins the SO_REUSEPORT group of its address. A TCP or UDP
+// socket is made in the network namespace of the socket home, or in this process's if
+// that is nil; names are resolved here all the same.
+func bindSocket(ctx context.Context, network, address string, reusePort bool, home *descriptor) (d *descriptor, id fileID, err error) {
 	defer func() { err = opError("bind", address, err) }()
 	switch network {
 	case "unix", "unixgram":
 		return listenUnix(ctx, network, address, unixOptions{})
 	case "tcp", "tcp4", "tcp6", "udp", "udp4", "udp6":
-		d, err = bindInternet(ctx, network, address, reusePort)
+		d, err = bindInternet(ctx, network, address, reusePort, home)
 		return d, fileID{}, err
 	}
 	return nil, fileID{}, net.UnknownNetworkError(network)
 }
 
-func bindInternet(ctx context.Context, network, address string, reusePort bool) (*descriptor, error) {
+func bindInternet(ctx context.Context, network, address string, reusePort bool, home *descriptor) (d *descriptor, err error) {
 	a, err := resolve(ctx, network, address)
 	if err != nil {
 		return nil, err
 	}
 	s := internetSocket{tcp: strings.HasPrefix(network, "tcp"), addr: a, reusePort: reusePort}
-	wildcard := a.Addr().IsUnspecified()
+	if home == nil {
+		return s.bindFor(network)
+	}
+	err = inNetnsOf(home, func() error {
+		d, err = s.bindFor(network)
+		return err
+	})
+	if err != nil {
+		return nil, err
+	}
+	if err := sameNetns(d, home); err != nil {
+		d.Close()
+		return nil, err
+	}
+	return d, nil
+}
+
+// bindFor binds to what the address means for network.
+func (s internetSocket) bindFor(network string) (d *descriptor, err error) {
+	wildcard := s.addr.Addr().IsUnspecified()
 	switch {
 	case strings.HasSuffix(network, "4"):
 		return s.bind()
@@ -53,14 +74,13 @@ func bindInternet(ctx context.Context, network, address string, reusePort bool) 
 	case !wildcard:
 		return s.bind()
 	}
-	s.addr = netip.AddrPortFrom(netip.IPv6Unspecified(), a.Port())
-	var d *descriptor
+	s.addr = netip.AddrPortFrom(netip.IPv6Unspecified(), s.addr.Port())
 	err = ipv6.try(func() error {
 		d, err = s.bind()
 		return err
 	})
 	if errors.Is(err, unix.EAFNOSUPPORT) || errors.Is(err, unix.EADDRNOTAVAIL) {
-		s.addr = netip.AddrPortFrom(netip.IPv4Unspecified(), a.Port()) // no IPv6 here
+		s.addr = netip.AddrPortFrom(netip.IPv4Unspecified(), s.addr.Port()) // no IPv6 here
 		d, err = s.bind()
 	}
 	return d, err

@@ -67,7 +67,7 @@ func TestBindSocketIsLikeNet(t *testing.T) {
 }
 
 func compareWithNet(t *testing.T, network, address string) {
-	d, id, err := bindSocket(t.Context(), network, address, false)
+	d, id, err := bindSocket(t.Context(), network, address, false, nil)
 	want, wantErr := netSocket(t, network, address)
 	if wantErr != nil {
 		require.Error(t, err, "net says %v", wantErr)
@@ -139,7 +139,7 @@ func TestBoundTCPRefusesThenServes(t *testing.T) {
 	for _, network := range []string{"tcp", "tcp4"} {
 		t.Run(network, func(t *testing.T) {
 			leak.CheckExact(t)
-			d, _, err := bindSocket(t.Context(), network, "127.0.0.1:0", false)
+			d, _, err := bindSocket(t.Context(), network, "127.0.0.1:0", false, nil)
 			require.NoError(t, err)
 			defer d.Close()
 			address := localAddress(t, d)
@@ -166,7 +166,7 @@ func TestBoundTCPRefusesThenServes(t *testing.T) {
 // somebody else.
 func TestBoundTCPPortIsReserved(t *testing.T) {
 	leak.CheckExact(t)
-	d, _, err := bindSocket(t.Context(), "tcp4", "127.0.0.1:0", false)
+	d, _, err := bindSocket(t.Context(), "tcp4", "127.0.0.1:0", false, nil)
 	require.NoError(t, err)
 	defer d.Close()
 	copied, err := d.dup()
@@ -176,7 +176,7 @@ func TestBoundTCPPortIsReserved(t *testing.T) {
 	for range 3 {
 		_, err = net.Listen("tcp4", address)
 		require.ErrorIs(t, err, unix.EADDRINUSE)
-		_, _, err = bindSocket(t.Context(), "tcp4", address, false)
+		_, _, err = bindSocket(t.Context(), "tcp4", address, false, nil)
 		require.ErrorIs(t, err, unix.EADDRINUSE)
 		var o *OpError
 		require.ErrorAs(t, err, &o)
@@ -213,7 +213,7 @@ func TestPortWithOldConnections(t *testing.T) {
 	require.NoError(t, open[1].Close())
 	require.NoError(t, old.Close())
 
-	d, _, err := bindSocket(t.Context(), "tcp4", address, false)
+	d, _, err := bindSocket(t.Context(), "tcp4", address, false, nil)
 	require.NoError(t, err)
 	defer d.Close()
 	require.NoError(t, d.listen())
@@ -226,25 +226,25 @@ func TestReusePortGroup(t *testing.T) {
 	for _, network := range []string{"tcp4", "udp4"} {
 		t.Run(network, func(t *testing.T) {
 			leak.CheckExact(t)
-			first, _, err := bindSocket(t.Context(), network, "127.0.0.1:0", true)
+			first, _, err := bindSocket(t.Context(), network, "127.0.0.1:0", true, nil)
 			require.NoError(t, err)
 			defer first.Close()
 			address := localAddress(t, first)
 			members := []*descriptor{first}
 			for range 3 {
-				d, _, err := bindSocket(t.Context(), network, address, true)
+				d, _, err := bindSocket(t.Context(), network, address, true, nil)
 				require.NoError(t, err)
 				defer d.Close()
 				require.Equal(t, 1, option(t, d, unix.SOL_SOCKET, unix.SO_REUSEPORT))
 				members = append(members, d)
 			}
-			_, _, err = bindSocket(t.Context(), network, address, false)
+			_, _, err = bindSocket(t.Context(), network, address, false, nil)
 			require.ErrorIs(t, err, unix.EADDRINUSE)
 			if network == "tcp4" {
 				for _, d := range members {
 					require.NoError(t, d.listen())
 				}
-				_, _, err = bindSocket(t.Context(), network, address, false)
+				_, _, err = bindSocket(t.Context(), network, address, false, nil)
 				require.ErrorIs(t, err, unix.EADDRINUSE)
 			}
 		})
@@ -255,11 +255,11 @@ func TestListenRevivesAListener(t *testing.T) {
 	leak.CheckExact(t)
 	// One socket has its port from the kernel and keeps it for the other, which
 	// asks for it by number.
-	keeper, _, err := bindSocket(t.Context(), "tcp4", "127.0.0.1:0", true)
+	keeper, _, err := bindSocket(t.Context(), "tcp4", "127.0.0.1:0", true, nil)
 	require.NoError(t, err)
 	defer keeper.Close()
 	address := localAddress(t, keeper)
-	d, _, err := bindSocket(t.Context(), "tcp4", address, true)
+	d, _, err := bindSocket(t.Context(), "tcp4", address, true, nil)
 	require.NoError(t, err)
 	defer d.Close()
 	require.NoError(t, d.listen())
@@ -282,7 +282,7 @@ func TestListenTakesTheLargestBacklog(t *testing.T) {
 	require.NoError(t, err)
 	require.Equal(t, strings.TrimSpace(string(b)), fmt.Sprint(maxBacklog()))
 
-	d, _, err := bindSocket(t.Context(), "tcp4", "127.0.0.1:0", false)
+	d, _, err := bindSocket(t.Context(), "tcp4", "127.0.0.1:0", false, nil)
 	require.NoError(t, err)
 	defer d.Close()
 	require.NoError(t, d.listen())
@@ -296,19 +296,19 @@ func TestListenTakesTheLargestBacklog(t *testing.T) {
 
 func TestBindSocketErrors(t *testing.T) {
 	leak.CheckExact(t)
-	_, _, err := bindSocket(t.Context(), "unixpacket", "/tmp/x", false)
+	_, _, err := bindSocket(t.Context(), "unixpacket", "/tmp/x", false, nil)
 	require.ErrorAs(t, err, new(net.UnknownNetworkError))
-	_, _, err = bindSocket(t.Context(), "ip", "127.0.0.1", false)
+	_, _, err = bindSocket(t.Context(), "ip", "127.0.0.1", false, nil)
 	require.ErrorAs(t, err, new(net.UnknownNetworkError))
-	_, _, err = bindSocket(t.Context(), "", "", false)
+	_, _, err = bindSocket(t.Context(), "", "", false, nil)
 	require.ErrorAs(t, err, new(net.UnknownNetworkError))
 
 	ctx, cancel := context.WithCancel(t.Context())
 	cancel()
-	_, _, err = bindSocket(ctx, "tcp", "handoff.invalid:80", false)
+	_, _, err = bindSocket(ctx, "tcp", "handoff.invalid:80", false, nil)
 	require.Error(t, err)
 
-	d, _, err := bindSocket(t.Context(), "udp4", "127.0.0.1:0", false)
+	d, _, err := bindSocket(t.Context(), "udp4", "127.0.0.1:0", false, nil)
 	require.NoError(t, err)
 	defer d.Close()
 	require.ErrorIs(t, d.listen(), unix.EOPNOTSUPP)
@@ -342,7 +342,7 @@ func TestFacts(t *testing.T) {
 	inodes := map[uint64]bool{otherFacts.inode: true}
 	for _, test := range tests {
 		t.Run(test.network, func(t *testing.T) {
-			d, _, err := bindSocket(t.Context(), test.network, test.address, false)
+			d, _, err := bindSocket(t.Context(), test.network, test.address, false, nil)
 			require.NoError(t, err)
 			defer d.Close()
 			got, err := d.facts()
@@ -408,7 +408,7 @@ func TestListenerAndFactsAgreeOnTheAddress(t *testing.T) {
 	hosts := append(loopbacks(t), "", "0.0.0.0")
 	for _, h := range hosts {
 		address := net.JoinHostPort(h, "0")
-		d, _, err := bindSocket(t.Context(), "tcp", address, false)
+		d, _, err := bindSocket(t.Context(), "tcp", address, false, nil)
 		require.NoError(t, err)
 		require.NoError(t, d.listen())
 		ln, err := d.listener()
@@ -422,7 +422,7 @@ func TestListenerAndFactsAgreeOnTheAddress(t *testing.T) {
 // A dual-stack wildcard takes clients of both families.
 func TestWildcardTakesBothFamilies(t *testing.T) {
 	leak.CheckExact(t)
-	d, _, err := bindSocket(t.Context(), "tcp", ":0", false)
+	d, _, err := bindSocket(t.Context(), "tcp", ":0", false, nil)
 	require.NoError(t, err)
 	defer d.Close()
 	require.NoError(t, d.listen())

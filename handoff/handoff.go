@@ -17,6 +17,11 @@ const (
 	EnvSocket  = "HANDOFF_SOCKET"  // the control socket's path; default of Config.Socket
 	EnvRequest = "HANDOFF_REQUEST" // the request that this start answers; default of Config.Request
 
+	// EnvSelfSocket is the path of this process's own socket; default of
+	// Config.SelfSocket. It is set where each process has its own environment, as in a
+	// container, whose health check reads it, too.
+	EnvSelfSocket = "HANDOFF_SELF_SOCKET"
+
 	// EnvTakeover says how to take over where Config.Takeover is Auto, the zero
 	// value: auto, standby, spare or never.
 	EnvTakeover = "HANDOFF_TAKEOVER"
@@ -35,7 +40,8 @@ type Config struct {
 	// serves, is parked or drains, to the end of its part. A Client or handoffctl
 	// with this path gets its status and its sockets; everything else is refused
 	// there with CodeSelfSocket. It is never handed over, so each process needs a
-	// path of its own; otherwise the rules are those of Socket. "" is none.
+	// path of its own; otherwise the rules are those of Socket. "" is
+	// $HANDOFF_SELF_SOCKET, and none if that is empty.
 	SelfSocket string
 
 	// Label names this version in logs and status; at most 128 bytes.
@@ -71,14 +77,14 @@ type Config struct {
 
 	// StopDelay is how long a process that is stopped, with nobody to succeed
 	// it, goes on accepting while Ending is true already, so that load balancers
-	// and Kubernetes endpoints turn away first. 0 or negative is none. A
-	// handover is never delayed.
+	// and Kubernetes endpoints turn away first. Who comes meanwhile is handed over
+	// to. 0 or negative is none. A handover is never delayed.
 	StopDelay time.Duration
 
 	// BeforeStop, if set, is called when a stop that nobody succeeds begins,
 	// before StopDelay: to leave a service registry, for instance, which a
-	// handover never does. AfterDrain is called after such a stop's drain,
-	// before Wait returns. Each runs in a goroutine of its own; its ctx ends
+	// handover never does, unless to one who comes within StopDelay. AfterDrain is
+	// called after the drain of a stop that nobody succeeded, before Wait returns. Each runs in a goroutine of its own; its ctx ends
 	// after 10 s, or by Hammer, and then it is waited for no more. An error is
 	// logged and changes nothing.
 	BeforeStop func(ctx context.Context) error
@@ -120,8 +126,28 @@ type Config struct {
 
 	// AllowUIDs and AllowGIDs say who may be the peer, successor, incumbent or
 	// operator, besides this process's own user and root, by effective ids. Both
-	// empty: nobody else.
+	// empty: nobody else. In a user namespace that does not map every id, 65534
+	// (/proc/sys/kernel/overflowuid) stands for everybody without a number in it: it
+	// can't be on the lists, and is not this process's own user.
 	AllowUIDs, AllowGIDs []uint32
+
+	// AllowForeignNetns accepts sockets that live in another network namespace
+	// than this process. They are served, shown as such by Status and Sockets, and
+	// watched: see Process.NetworkGone. What else the program listens on is opened
+	// in that namespace then, which takes CAP_NET_ADMIN and CAP_SYS_ADMIN over it.
+	// false refuses them with ErrForeignNetns. Where the kernel can't tell (before
+	// Linux 5.14) every socket counts as this namespace's.
+	AllowForeignNetns bool
+
+	// Key is a secret that both sides have. A peer whose ids say that it may is
+	// trusted without; any other must prove it, and so must this process where it
+	// asks. It is for processes in different user namespaces, in which the ids can't
+	// be compared. 16 to 4096 bytes, and not a password: whoever may connect can try
+	// words against what he is answered. ReadKey reads one from a file. With a key the
+	// control socket and the self socket have mode 0666, so that their directory alone
+	// decides who may connect. nil is none, with which a peer must be trusted by its
+	// ids, and the mode is 0600. Start copies it.
+	Key []byte
 
 	// Files are the names of descriptors other than sockets that this program
 	// will ask for with File; at most 256, each like a Socket's name. A spare
@@ -151,6 +177,7 @@ type Config struct {
 func (c Config) withDefaults() (Config, error) {
 	c.Socket = cmp.Or(c.Socket, os.Getenv(EnvSocket))
 	c.Request = cmp.Or(c.Request, os.Getenv(EnvRequest))
+	c.SelfSocket = cmp.Or(c.SelfSocket, os.Getenv(EnvSelfSocket))
 	if c.Logger == nil {
 		c.Logger = slog.Default()
 	}
@@ -205,6 +232,9 @@ func (c Config) withDefaults() (Config, error) {
 	case len(c.Files) > maxFileNames:
 		return c, fmt.Errorf("handoff: %d files are asked for, at most %d can be", len(c.Files), maxFileNames)
 	}
+	if err := (allow{UIDs: c.AllowUIDs, GIDs: c.AllowGIDs}).checkLists(); err != nil {
+		return c, fmt.Errorf("handoff: Config.%w", err)
+	}
 	for _, s := range []string{c.Label, c.Request} {
 		if err := checkName(s); s != "" && err != nil {
 			return c, fmt.Errorf("handoff: label or request id: %w", err)
@@ -215,12 +245,17 @@ func (c Config) withDefaults() (Config, error) {
 			return c, fmt.Errorf("handoff: Config.Files: %w", err)
 		}
 	}
+	if err := checkKey(c.Key); err != nil {
+		return c, fmt.Errorf("handoff: Config.Key: %w", err)
+	}
+	c.Key = slices.Clone(c.Key)
 	c.Checks = slices.Clone(c.Checks)
 	return c, checkChecks(c.Checks)
 }
 
 // Validate says what Start would refuse in c without looking at anything outside
-// it but the environment variables that it names; nil if nothing. It is safe for
+// it but the environment variables that it names, and what numbers the ids have in
+// this user namespace; nil if nothing. It is safe for
 // concurrent use.
 func (c Config) Validate() error {
 	_, err := c.withDefaults()
@@ -236,7 +271,7 @@ func (c Config) Validate() error {
 // for the incumbent: Close, or the end of this process, leaves it serving.
 //
 // Errors: ErrIncumbent (Takeover is Never and somebody serves), ErrRefused,
-// ErrRevoked, ErrSilent, ErrPermission, ErrDirectory, ErrNotSocket,
+// ErrRevoked, ErrSilent, ErrPermission, ErrBadAnswer, ErrDirectory, ErrNotSocket,
 // ErrNotHandoff, ErrPathTooLong, ErrForeignNetns, ErrTruncated, ErrProtocol,
 // ErrStopped (a signal came first), or ctx's; docs/errors.md says what to do.
 func Start(ctx context.Context, cfg Config) (*Process, error) {
@@ -470,7 +505,8 @@ func (p *Process) Unclaimed() []string {
 // Stop is what SIGTERM means in the present state. A process that serves hands
 // over to its standby if there is one, waits for a successor that is starting,
 // and otherwise stops accepting and drains. If the successor that it handed over
-// to fails before it is released, it serves on and warns: stop it again. In
+// to fails before it is released, it serves on, warns, and hands over to the next one
+// that is ready, whatever its mode; a second Stop ends the service. In
 // probation the incumbent releases at once, and the successor gives back. A process that does not serve yet
 // leaves. Stop does not block; Done and Wait tell the rest.
 func (p *Process) Stop() {
@@ -521,12 +557,21 @@ func (p *Process) Hammer() {
 
 // Ending says that this process is being stopped with nobody to succeed it:
 // readiness probes should fail from here on. It is true before the process stops
-// accepting, by Config.StopDelay. A handover never makes it true. Safe for
-// concurrent use.
+// accepting, by Config.StopDelay. A handover never makes it true. If somebody comes
+// within StopDelay, succeeds and fails, it is false again. Safe for concurrent use.
 func (p *Process) Ending() bool {
 	p.mu.Lock()
 	defer p.mu.Unlock()
 	return p.ending
+}
+
+// NetworkGone names the sockets that clients do not reach any more, because the
+// network is gone that they live in: see Config.AllowForeignNetns. Readiness probes
+// should fail while there are some. It is looked at every second; nil if there are
+// none. Safe for concurrent use.
+func (p *Process) NetworkGone() []string {
+	_, gone := p.sockets.abroad()
+	return gone
 }
 
 // Status is what an operator is told who asks this process: what it knows of

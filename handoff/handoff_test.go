@@ -36,6 +36,7 @@ type chain struct {
 	t      testing.TB
 	ctx    context.Context
 	socket string
+	key    []byte // of all its Processes, and its client
 }
 
 func newChain(t testing.TB) *chain {
@@ -51,7 +52,7 @@ func newChain(t testing.TB) *chain {
 
 func (c *chain) config(label string) Config {
 	return Config{
-		Socket: c.socket, Label: label, Probation: -1,
+		Socket: c.socket, Label: label, Probation: -1, Key: c.key,
 		Logger: slog.New(slog.NewTextHandler(testWriter{c.t}, &slog.HandlerOptions{Level: slog.LevelDebug})).With("label", label),
 	}
 }
@@ -124,7 +125,7 @@ func (c *chain) until(what string, ok func() bool) {
 	}
 }
 
-func (c *chain) client() *Client { return &Client{Socket: c.socket} }
+func (c *chain) client() *Client { return &Client{Socket: c.socket, Key: c.key} }
 
 // greet serves ln by telling each connection who accepted it.
 func greet(p *Process, ln net.Listener) {

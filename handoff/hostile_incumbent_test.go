@@ -62,7 +62,7 @@ func (q *squatter) leave() {
 
 func (q *squatter) bound(network, address string) *descriptor {
 	q.t.Helper()
-	d, _, err := bindSocket(q.ctx, network, address, false)
+	d, _, err := bindSocket(q.ctx, network, address, false, nil)
 	require.NoError(q.t, err)
 	q.t.Cleanup(func() { d.Close() })
 	return d
@@ -658,8 +658,12 @@ func TestRootForeignNetworkNamespace(t *testing.T) {
 			r.say(q.batch, q.fds...)
 			v := <-got
 			require.ErrorIs(t, v.err, ErrForeignNetns)
-			require.ErrorContains(t, v.err, "must share one")
-			r.hear(msgAbort)
+			for _, remedy := range []string{"network_mode: host", "--allow-foreign-netns", "it is bound to "} {
+				require.ErrorContains(t, v.err, remedy)
+			}
+			last := r.hear(msgAbort)
+			require.Equal(t, whyForeign, last.Reason)
+			require.Contains(t, last.Text, "another network namespace", "the incumbent can tell its operator")
 			require.Empty(t, r.hearOut())
 			q.unharmed()
 		})
@@ -668,6 +672,11 @@ func TestRootForeignNetworkNamespace(t *testing.T) {
 
 // foreign makes a socket in a network namespace that nothing else lives in.
 func (q *squatter) foreign(network, address string) *descriptor {
+	return q.foreignMember(network, address, false)
+}
+
+// foreignMember is foreign for a member of an SO_REUSEPORT group.
+func (q *squatter) foreignMember(network, address string, reusePort bool) *descriptor {
 	q.t.Helper()
 	// A thread that could not be brought back would end with its goroutine.
 	runtime.LockOSThread()
@@ -677,7 +686,9 @@ func (q *squatter) foreign(network, address string) *descriptor {
 	away, err := netns.New()
 	require.NoError(q.t, err)
 	defer away.Close()
-	d := q.bound(network, address)
+	d, _, err := bindSocket(q.ctx, network, address, reusePort, nil)
+	require.NoError(q.t, err)
+	q.t.Cleanup(func() { d.Close() })
 	if network == "tcp" {
 		require.NoError(q.t, d.listen())
 	}

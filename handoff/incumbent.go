@@ -104,7 +104,9 @@ func (p *Process) prepareOffer(files []string) {
 		if s.rejected || s.deaf {
 			continue
 		}
-		o.items, o.send, o.owner = append(o.items, s.item), append(o.send, s.d), append(o.owner, s)
+		it := s.item
+		it.Outside = p.sockets.outside[s.netns]
+		o.items, o.send, o.owner = append(o.items, it), append(o.send, s.d), append(o.owner, s)
 	}
 	p.offer = o
 }

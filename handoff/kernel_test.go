@@ -100,7 +100,7 @@ func TestHandoffWithoutFeature(t *testing.T) {
 			require.Zero(t, own)
 		},
 		rightsRefusal: func(t *testing.T, c *chain, _ *Process) {
-			o, err := dialOperator(c.ctx, c.socket, nil)
+			o, err := dialOperator(c.ctx, c.socket, allow{})
 			require.NoError(t, err)
 			defer o.Close()
 			sent := newProbe(t)
@@ -111,7 +111,7 @@ func TestHandoffWithoutFeature(t *testing.T) {
 			sent.requireGone(t)
 		},
 		messageStamps: func(t *testing.T, c *chain, _ *Process) {
-			o, err := dialOperator(c.ctx, c.socket, nil)
+			o, err := dialOperator(c.ctx, c.socket, allow{})
 			require.NoError(t, err)
 			defer o.Close()
 			require.NoError(t, sendRaw(t, o.c, nil, nil))
@@ -126,7 +126,7 @@ func TestHandoffWithoutFeature(t *testing.T) {
 			require.ErrorIs(t, err, unix.ENOSYS)
 		},
 		peerPidfds: func(t *testing.T, c *chain, _ *Process) {
-			o, err := dialOperator(c.ctx, c.socket, nil)
+			o, err := dialOperator(c.ctx, c.socket, allow{})
 			require.NoError(t, err)
 			defer o.Close()
 			_, err = o.c.pidfd()

@@ -131,6 +131,15 @@ func (l *link) deliver(b []byte, fds []*descriptor) {
 	}
 }
 
+// where says which process is at the other end, for people: by the pid that it
+// calls itself, unless that means nothing here.
+func (l *link) where() string {
+	if who, err := l.c.peer(); err == nil && who.PID == 0 {
+		return who.where()
+	}
+	return pidText(l.peer.PID)
+}
+
 // poll makes the reader read the link empty and say so.
 func (l *link) poll() { l.c.interrupt() }
 
@@ -210,7 +219,11 @@ func (p *Process) badFrame(l *link, err error) {
 			p.fault = fmt.Errorf("%w: %w", ErrProtocol, err)
 		}
 	}
-	p.feed(event{kind: evBad, side: l.side})
+	why := whyNone
+	if errors.Is(err, ErrForeignNetns) {
+		why = whyForeign
+	}
+	p.feed(event{kind: evBad, side: l.side, why: why})
 }
 
 // frameArrived looks at what a frame carries, then tells the machine.
@@ -300,8 +313,12 @@ func (p *Process) sendFrame(a action) {
 			return
 		}
 	case msgAbort:
+		fault := ""
+		if p.fault != nil {
+			fault = p.fault.Error()
+		}
 		p.mu.Lock()
-		f.Text = clip(cmp.Or(p.complaint, p.unready))
+		f.Text = clip(cmp.Or(p.complaint, p.unready, fault))
 		p.mu.Unlock()
 	case msgGot:
 		f.N = p.intake.n

@@ -164,7 +164,8 @@ func (p *Process) self() *GenerationStatus {
 	g.Open, g.Holds, g.Answered = p.openConnections(), clipCounts(p.holds.names()), p.answered.Load()
 	g.Moved, g.Adopted, g.MoveOff = p.moved.Load(), p.adopted.Load(), clip(p.moveOff())
 	g.Sockets, g.Unclaimed = p.sockets.count()
-	g.Stopping = p.m.leaving
+	g.Foreign, g.NetworkGone = p.sockets.abroad()
+	g.Stopping, g.StopOwed = p.m.leaving, p.m.owed
 	g.Unhealthy = clip(p.complaint)
 	g.ProbationSeconds = p.cfg.Probation.Seconds()
 	if p.m.leaving || p.m.armed&timerProbation.bit() != 0 || p.m.state == StateDraining || p.m.state == StateRevoked {
@@ -261,6 +262,7 @@ func (s *socket) info(index int, state State, unclaimed bool) SocketInfo {
 	i := SocketInfo{
 		Index: index, Name: s.item.Name, Network: s.item.Network, Address: s.item.Local,
 		Asked: s.item.Asked, Exclusive: s.item.Exclusive, State: "fresh",
+		Foreign: s.foreign, Netns: s.netns, NetworkGone: s.gone,
 	}
 	if s.d != nil {
 		if facts, err := s.d.facts(); err == nil {

@@ -98,21 +98,25 @@ const (
 	timerProbation                      // the end of probation
 	timerReleased                       // release was sent, `released` is due
 	timerOffer                          // hello was sent, the incumbent's next word is due
+	timerOwed                           // a stop is owed, and so was the successor told to stop: another one is due
 	timerElderSilent                    // the elder missed its heartbeats; this and the next two are not started, but raised by heartbeat.go
 	timerKillSilent                     // and has for so long that it is to be ended
 	timerYoungerSilent                  // the younger missed its heartbeats
 	timerCount
 )
 
-var timerNames = [...]string{"step", "ready", "serving", "probation", "released", "offer", "elder_silent", "kill_silent", "younger_silent"}
+var timerNames = [...]string{"step", "ready", "serving", "probation", "released", "offer", "owed", "elder_silent", "kill_silent", "younger_silent"}
 
 func (t timerKind) String() string { return timerNames[t] }
 
-// side is the link that must be read empty before the timer may act.
+// side is the link that must be read empty before the timer may act; sideAsker is
+// none.
 func (t timerKind) side() side {
 	switch t {
 	case timerOffer, timerElderSilent, timerKillSilent:
 		return sideElder
+	case timerOwed:
+		return sideAsker
 	}
 	return sideYounger
 }
@@ -131,7 +135,7 @@ type event struct {
 	timer timerKind
 	late  bool   // evTimer: it fired while this very process was stopped
 	full  bool   // evHello: as many older generations drain as may
-	why   reason // busy, refuse, revoke: the reason that was read
+	why   reason // busy, refuse, revoke: the reason that was read; evBad: why, if it is not the protocol
 }
 
 type actionKind uint8
@@ -159,7 +163,7 @@ const (
 	actRetire                            // the younger link, already told revoke, is only waited for from now on
 	actRetry                             // close what was tried and look for the incumbent again
 	actKill                              // end the elder's process (by pidfd)
-	actReportUnstopped                   // say that a stop was not carried out, because nobody succeeds
+	actReportUnstopped                   // say that a stop was not carried out, because nobody succeeds (why)
 	actReportStopWaits                   // say that a stop waits for the silent elder, which would have to serve then
 	actReportSilent                      // say that the peer on side is alive but silent
 	actReportHeard                       // say that it answers again
@@ -189,28 +193,29 @@ type reason string
 
 const (
 	whyNone        reason = ""
-	whyStarting    reason = "starting"     // busy: not serving yet
-	whyHandoff     reason = "handoff"      // busy: another successor is on its way
-	whyProbation   reason = "probation"    // busy: the last handoff can still be taken back
-	whyStopping    reason = "stopping"     // busy: this process is about to end
-	whyReleased    reason = "released"     // busy: the successor answers now, ask again
-	whyRevoking    reason = "revoking"     // busy: a revoked successor may still read an exclusive socket
-	whyMaxDraining reason = "max_draining" // busy: as many older generations drain as may
-	whyDisplaced   reason = "displaced"    // revoke: a spare gives way
-	whyWithdrawn   reason = "withdrawn"    // refuse, revoke: its request was withdrawn
-	whyTimeout     reason = "timeout"      // revoke: an answer did not come in time
-	whyRollback    reason = "rollback"     // revoke: the operator took back
-	whyProtocol    reason = "protocol"     // revoke, abort: a frame that has no place there
-	whyAborted     reason = "aborted"      // the successor gave up by itself
-	whyDied        reason = "died"         // the link ended without a word
-	whyDraining    reason = "draining"     // revoke: an operator takes the service out, nobody is to succeed
-	whyStopped     reason = "stopped"      // plain stop; revoke: an operator stopped that successor
-	whyHandedOver  reason = "handed_over"  // the good end
-	whyRevoked     reason = "revoked"      // was told to stop after it had served
-	whyRefused     reason = "refused"      // the incumbent refused
-	whySilent      reason = "silent"       // the peer is connected but says nothing; busy: that is so of the incumbent
-	whyUnhealthy   reason = "unhealthy"    // the successor reported itself unhealthy
-	whyClosed      reason = "closed"       // Close
+	whyStarting    reason = "starting"      // busy: not serving yet
+	whyHandoff     reason = "handoff"       // busy: another successor is on its way
+	whyProbation   reason = "probation"     // busy: the last handoff can still be taken back
+	whyStopping    reason = "stopping"      // busy: this process is about to end
+	whyReleased    reason = "released"      // busy: the successor answers now, ask again
+	whyRevoking    reason = "revoking"      // busy: a revoked successor may still read an exclusive socket
+	whyMaxDraining reason = "max_draining"  // busy: as many older generations drain as may
+	whyDisplaced   reason = "displaced"     // revoke: a spare gives way
+	whyWithdrawn   reason = "withdrawn"     // refuse, revoke: its request was withdrawn
+	whyTimeout     reason = "timeout"       // revoke: an answer did not come in time
+	whyRollback    reason = "rollback"      // revoke: the operator took back
+	whyProtocol    reason = "protocol"      // revoke, abort: a frame that has no place there
+	whyForeign     reason = "foreign_netns" // abort: a socket of another network namespace was offered, which the successor does not allow
+	whyAborted     reason = "aborted"       // the successor gave up by itself
+	whyDied        reason = "died"          // the link ended without a word
+	whyDraining    reason = "draining"      // revoke: an operator takes the service out, nobody is to succeed
+	whyStopped     reason = "stopped"       // plain stop; revoke: an operator stopped that successor
+	whyHandedOver  reason = "handed_over"   // the good end
+	whyRevoked     reason = "revoked"       // was told to stop after it had served
+	whyRefused     reason = "refused"       // the incumbent refused
+	whySilent      reason = "silent"        // the peer is connected but says nothing; busy: that is so of the incumbent
+	whyUnhealthy   reason = "unhealthy"     // the successor reported itself unhealthy
+	whyClosed      reason = "closed"        // Close
 )
 
 // outcome is how far a handoff came, as its request id shows it in the status.
@@ -254,8 +259,9 @@ type machine struct {
 	stopping  bool // a stop waits: for a starting successor, or for the elder's last word
 	hurry     bool // release without probation
 	asked     bool // this handover is how a stop is done
+	owed      bool // a stop's handover was taken back: the next successor that is ready is handed over to
 	delays    bool // a plain stop is delayed
-	leaving   bool // it is being delayed: accepts, but takes no successor any more
+	leaving   bool // it is being delayed: accepts, and hands over to whoever comes
 	out       bool // the service is taken out: whoever asks to succeed is refused
 	exclusive bool // some socket is declared exclusive, or some job is a singleton
 	held      bool // exclusive sockets and singletons wait for a revoked successor to end
@@ -316,7 +322,7 @@ func (m *machine) step(ev event) []action {
 	case evEOF:
 		o.ended(ev.side)
 	case evBad:
-		o.bad(ev.side)
+		o.bad(ev.side, ev.why)
 	case evHeard:
 		o.heard(ev.side)
 	case evAppReady:
@@ -346,9 +352,7 @@ func (m *machine) step(ev event) []action {
 	case evHammer:
 		o.hammer()
 	case evDelayed:
-		if m.leaving {
-			o.shut()
-		}
+		o.delayed()
 	case evNobody:
 		m.elder, m.seeking = phaseNone, false
 		o.do(action{kind: actAnswer})
@@ -403,6 +407,7 @@ func (o *steps) reply(r reply) { o.do(action{kind: actReply, reply: r}) }
 func (o *steps) end(why reason) {
 	o.stopTimers(sideElder)
 	o.stopTimers(sideYounger)
+	o.stopTimer(timerOwed)
 	o.m.state = StateGone
 	o.do(action{kind: actEnd, why: why})
 }

@@ -1,5 +1,7 @@
 package handoff
 
+import "cmp"
+
 // What the machine does when something ends: links, waits, the process itself.
 
 // ended: a link was read to its end, or its peer is dead.
@@ -20,15 +22,16 @@ func (o *steps) ended(s side) {
 }
 
 // bad: the peer said something that has no place here. It is not believed any
-// more; what that means depends on who can still do without it.
-func (o *steps) bad(s side) {
+// more; what that means depends on who can still do without it. why is none where the
+// peer broke the protocol.
+func (o *steps) bad(s side, why reason) {
 	m := o.m
 	switch {
 	case m.state == StateGone || s == sideRetired:
 	case s == sideElder:
 		// Before it serves, a successor leaves; while it serves, it goes on.
 		if m.state == StateStarting || m.state == StateStandby {
-			o.abort(whyProtocol)
+			o.abort(cmp.Or(why, whyProtocol))
 		}
 	case m.younger == phaseNone || m.state == StateDraining:
 	case m.state == StateParked || m.state == StateReleasing:
@@ -52,6 +55,10 @@ func (o *steps) timer(t timerKind, late bool) {
 		return
 	case late:
 		o.start(t)
+		return
+	case t == timerOwed:
+		m.armed &^= t.bit()
+		o.nobodyCame()
 		return
 	}
 	m.pending |= t.bit()
@@ -162,27 +169,24 @@ func (o *steps) stop() {
 	m := o.m
 	switch m.state {
 	case StateStarting, StateStandby:
-		if m.elder != phaseNone {
-			o.abort(whyAborted)
-			return
-		}
-		o.do(action{kind: actShut})
-		o.end(whyStopped)
+		o.quit(whyStopped)
 	case StateServing:
+		o.settleOwed() // this one takes its place
 		switch {
+		case m.leaving:
 		case m.elder == phaseServing && m.silent:
 			// To give back to it would end the service.
 			m.stopping = true
 			o.do(action{kind: actReportStopWaits})
 		case m.elder == phaseServing:
-			o.abort(whyAborted)
+			o.abort(whyStopped)
 		case m.elder == phaseReleased:
 			// Who serves is being decided; its answer is on its way.
 			m.stopping = true
 		case m.younger == phaseReady && m.mute:
 			// As after a handover that failed, without having parked for it.
 			o.dismiss(whySilent)
-			o.do(action{kind: actReportUnstopped})
+			o.unstopped(whySilent)
 		case m.younger == phaseReady:
 			m.stopping = true
 			o.commit()
@@ -201,14 +205,45 @@ func (o *steps) stop() {
 	}
 }
 
+// quit leaves before this process has served.
+func (o *steps) quit(why reason) {
+	if o.m.elder != phaseNone {
+		o.abort(why)
+		return
+	}
+	o.do(action{kind: actShut})
+	o.end(whyStopped)
+}
+
+// nobodyCame: the successor to which a stop had handed over was told to stop as well,
+// and nobody else has come since. So the whole service is taken down.
+func (o *steps) nobodyCame() {
+	if o.m.younger != phaseNone {
+		o.start(timerOwed) // somebody has; if that one fails, there may be another
+		return
+	}
+	o.plainStop()
+}
+
 // plainStop ends the chain: nobody succeeds. Where it is delayed, this process
-// accepts until then, so that whoever routes traffic to it can turn away first.
+// accepts until then, so that whoever routes traffic to it can turn away first; and
+// who comes meanwhile succeeds after all.
 func (o *steps) plainStop() {
+	o.settleOwed()
+	if !o.m.delays {
+		o.shut()
+		return
+	}
+	o.m.leaving = true
+	o.do(action{kind: actDelayStop})
+}
+
+// delayed: the delay of a plain stop is over.
+func (o *steps) delayed() {
 	switch m := o.m; {
-	case m.leaving:
-	case m.delays:
-		m.leaving = true
-		o.do(action{kind: actDelayStop})
+	case !m.leaving:
+	case m.younger == phaseOffer || m.younger == phaseHeld:
+		m.stopping = true // bounded by timerStep and timerReady
 	default:
 		o.shut()
 	}
@@ -227,10 +262,14 @@ func (o *steps) takeOut() {
 	case m.leaving || m.state == StateDraining && !m.released:
 		m.out = true
 		o.reply(replyAlready)
+		if m.leaving && m.younger != phaseNone {
+			o.dismiss(whyDraining)
+		}
 	case !m.sole():
 		o.reply(replyNotNow)
 	default:
 		m.stopping, m.out = false, true
+		o.settleOwed()
 		o.reply(replyOK)
 		if m.younger != phaseNone {
 			o.dismiss(whyDraining)
@@ -245,12 +284,10 @@ func (o *steps) takeOut() {
 func (o *steps) hammer() {
 	m := o.m
 	switch {
-	case m.leaving:
-		o.shut()
-	case m.state != StateServing || !m.stopping:
+	case m.state != StateServing || !m.stopping && !m.leaving:
 	case m.elder == phaseServing:
 		m.stopping = false
-		o.abort(whyAborted)
+		o.abort(whyStopped)
 	case m.younger == phaseOffer:
 		m.stopping = false
 		o.dismiss(whyStopped)
@@ -262,8 +299,10 @@ func (o *steps) hammer() {
 		o.do(action{kind: actStopAccepting})
 		o.send(sideYounger, msgBye, whyNone)
 		o.do(action{kind: actCloseLink, side: sideYounger})
-		m.state, m.younger, m.stopping = StateDraining, phaseNone, false
+		m.state, m.younger, m.stopping, m.leaving = StateDraining, phaseNone, false, false
 		o.do(action{kind: actDrain})
+	case m.leaving:
+		o.shut()
 	}
 }
 
@@ -273,7 +312,7 @@ func (o *steps) close() {
 	switch m.state {
 	case StateGone:
 	case StateStarting, StateStandby:
-		o.stop()
+		o.quit(whyAborted)
 	case StateServing:
 		if m.sole() && m.younger == phaseNone {
 			o.do(action{kind: actShut})

@@ -26,7 +26,7 @@ func (o *steps) hello(mode Takeover, full bool) {
 		why = whyReleased
 	case m.state != StateServing || !m.sole():
 		why = whyProbation
-	case m.stopping || m.leaving:
+	case m.stopping:
 		why = whyStopping
 	case m.revoking > 0 && m.exclusive:
 		why = whyRevoking
@@ -71,10 +71,15 @@ func (o *steps) dismiss(why reason) {
 
 // stopIfAsked: the successor that a stop waited for did not come.
 func (o *steps) stopIfAsked() {
-	if o.m.stopping {
-		o.m.stopping = false
-		o.plainStop()
+	if !o.m.stopping {
+		return
 	}
+	o.m.stopping = false
+	if o.m.leaving { // it was delayed for long enough
+		o.shut()
+		return
+	}
+	o.plainStop()
 }
 
 func (o *steps) youngerFrame(ev event) {
@@ -102,7 +107,7 @@ func (o *steps) youngerFrame(ev event) {
 		m.younger = phaseReady
 		o.stopTimer(timerReady)
 		o.outcome(outcomeStandby, whyNone)
-		if m.youngerMode == Auto || m.wanted || m.stopping {
+		if m.youngerMode == Auto || m.wanted || m.stopping || m.leaving || m.owed {
 			o.commit()
 		}
 	case ev.msg == msgServing && m.younger == phaseServe:
@@ -121,15 +126,16 @@ func (o *steps) youngerFrame(ev event) {
 		o.stopTimers(sideYounger)
 		o.do(action{kind: actPoll, side: sideYounger})
 	default:
-		o.bad(sideYounger)
+		o.bad(sideYounger, whyNone)
 	}
 }
 
 // commit parks and tells the standby to serve.
 func (o *steps) commit() {
 	m := o.m
-	m.asked = m.stopping
-	m.wanted, m.stopping, m.mute = false, false, false
+	m.asked = m.stopping || m.leaving || m.owed
+	m.wanted, m.stopping, m.leaving, m.mute = false, false, false, false
+	o.settleOwed()
 	m.state, m.younger = StateParked, phaseServe
 	o.do(action{kind: actPark})
 	o.send(sideYounger, msgServe, whyNone)
@@ -165,7 +171,7 @@ func (o *steps) takeBack(why reason, confirmed bool) {
 	m := o.m
 	o.stopTimers(sideYounger)
 	if m.hurry || m.asked {
-		o.do(action{kind: actReportUnstopped})
+		o.unstopped(why)
 	}
 	m.state, m.hurry, m.asked = StateServing, false, false
 	o.outcome(outcomeRolledBack, why)
@@ -182,6 +188,27 @@ func (o *steps) takeBack(why reason, confirmed bool) {
 	if !m.held {
 		o.do(action{kind: actResumeExclusive})
 	}
+}
+
+// unstopped: this process was told to stop, and serves on because whoever was to
+// succeed it failed. Who told it, an engine that replaces containers above all,
+// does not say so twice: so the next one that is ready is handed over to, whatever
+// its mode. An operator's rollback wants this process to serve, and ends that. And if
+// the successor gave back because it was told to stop, too, either an engine replaces
+// it, and there will be another one; or all of the service is taken down, and there
+// will not.
+func (o *steps) unstopped(why reason) {
+	o.m.owed = why != whyRollback
+	o.do(action{kind: actReportUnstopped, why: why})
+	if why == whyStopped {
+		o.start(timerOwed)
+	}
+}
+
+// settleOwed: the stop that was owed is carried out now, or another one is.
+func (o *steps) settleOwed() {
+	o.m.owed = false
+	o.stopTimer(timerOwed)
 }
 
 // youngerEnded: the successor died, or ended by its own word.

@@ -122,6 +122,20 @@ func mutations() []mutation {
 			}
 			return step(m, ev)
 		}},
+		{"stop-is-owed", "who was told to stop, and took back, hands over to the next that is ready", func(m *machine, ev event) []action {
+			owed := m.owed
+			m.owed = false
+			acts := step(m, ev)
+			m.owed = m.owed || owed && m.state == StateServing
+			return acts
+		}},
+		{"delayed-stop-hands-over", "who comes while a stop is delayed is handed over to", func(m *machine, ev event) []action {
+			leaving := m.leaving
+			m.leaving = leaving && ev.msg != msgReady
+			acts := step(m, ev)
+			m.leaving = m.leaving || leaving && m.state == StateServing
+			return acts
+		}},
 		{"take-back", "the incumbent takes back", func(m *machine, ev event) []action {
 			before := *m
 			acts := step(m, ev)

@@ -30,6 +30,9 @@ func (k *walker) check(w *world) {
 		if l := &w.links[i]; l.open && l.role == roleYounger && p.m.got && p.m.elder != phaseDraining && w.lives(int(l.elder)) {
 			holders++
 		}
+		if p.m.leaving && p.m.younger == phaseReady {
+			k.fail("process %d stops, and does not hand over to the successor that is ready", i)
+		}
 		if p.m.state == StateParked || p.m.state == StateReleasing {
 			m := p.m
 			if acts := k.step(&m, event{kind: evRollback}); m.state != StateServing || !replied(acts, replyOK) {
@@ -104,7 +107,16 @@ func (k *walker) settle(w world, wake bool) {
 			k.fail("process %d is %v for ever", i, s)
 		}
 	}
+	owed := o.m.owed
 	k.admits(&w, int(w.owner))
+	if !owed {
+		return
+	}
+	for steps = 0; steps < settleSteps && k.rest(&w); steps++ {
+	}
+	if o.m.owed && o.m.younger == phaseReady {
+		k.fail("process %d was told to stop, and its standby waits for ever", w.owner)
+	}
 }
 
 // admits: at rest nothing is left that a successor would have to wait for, but
@@ -165,7 +177,7 @@ func (k *walker) rest(w *world) bool {
 			k.feed(w, i, event{kind: evDrained})
 			return true
 		}
-		if p.m.leaving {
+		if p.m.leaving && !p.m.stopping {
 			k.feed(w, i, event{kind: evDelayed})
 			return true
 		}
@@ -250,7 +262,7 @@ func (k *walker) runMoves(w world, i int, try func(string, func(*world) bool)) {
 	if p.m.state == StateDraining || p.m.state == StateRevoked {
 		feed("has drained", event{kind: evDrained})
 	}
-	if p.m.leaving {
+	if p.m.leaving && !p.m.stopping {
 		feed("has delayed its stop", event{kind: evDelayed})
 	}
 	for t := range timerCount {

@@ -46,7 +46,7 @@ func (o *steps) elderFrame(ev event) {
 	case ev.msg == msgBye:
 		o.ended(sideElder)
 	default:
-		o.bad(sideElder)
+		o.bad(sideElder, whyNone)
 	}
 }
 

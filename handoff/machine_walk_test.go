@@ -351,6 +351,9 @@ func (k *walker) next(w *world, i int, s side, l *walkLink, q *queue) bool {
 	case q.n > 0:
 		x := q.get()
 		k.feed(w, i, event{kind: evFrame, side: s, msg: x.msg, last: x.last, why: map[bool]reason{true: whyDisplaced}[x.displaced]})
+		if s == sideRetired && (x.msg == msgRevoked || x.msg == msgAbort || x.msg == msgBye) {
+			l.closeOld() // as link.go does: its end counts once
+		}
 		if s == sideYounger && x.msg == msgGot && !x.last && l.role == roleYounger {
 			l.batches = 2
 			k.send(w, i, sideYounger, word{msg: msgSockets, last: true})
@@ -582,6 +585,10 @@ func walkSetups(three int) []walkSetup {
 	all = append(all, walkSetup{
 		name:  "three, standby auto, only silence",
 		modes: []Takeover{Auto, Standby, Auto}, prob: true, limit: three, w: world{stops: 2},
+	})
+	all = append(all, walkSetup{
+		name:  "three, standby standby, one crash and one verb",
+		modes: []Takeover{Auto, Standby, Standby}, prob: true, limit: three, w: world{crashes: 1, verbs: 1},
 	})
 	for _, modes := range [][]Takeover{
 		{Auto, Auto, Auto}, {Auto, Standby, Auto}, {Auto, Spare, Auto}, {Auto, Standby, Standby}, {Auto, Spare, Spare},

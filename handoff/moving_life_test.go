@@ -662,7 +662,7 @@ func TestServedLate(t *testing.T) {
 // anything has changed.
 func TestTooFewOpenFiles(t *testing.T) {
 	c := newChain(t)
-	one := c.web("one")
+	one := c.web("one", probation) // it takes back below
 	clients := []*rawClient{}
 	const n = 20
 	for range n {
@@ -694,7 +694,7 @@ func TestTooFewOpenFiles(t *testing.T) {
 
 	// With moving turned off there is nothing to make room for.
 	require.NoError(t, two.p.Close())
-	three := c.webOn("three", local("127.0.0.1:0", "tcp", "127.0.0.1:0"), &http.Server{}, probation, func(cfg *Config) { cfg.MoveIdle = MoveIdleOff })
+	three := c.webOn("three", local("127.0.0.1:0", "tcp", "127.0.0.1:0"), &http.Server{}, func(cfg *Config) { cfg.MoveIdle = MoveIdleOff })
 	require.NoError(t, three.p.Ready(c.ctx))
 	require.NoError(t, three.p.Close())
 	c.reach(one.p, StateServing)
@@ -704,6 +704,7 @@ func TestTooFewOpenFiles(t *testing.T) {
 	require.ErrorIs(t, four.p.Ready(c.ctx), ErrOpenFiles)
 	lower(limit.Cur)
 	c.ready(four.p)
+	one.p.Stop() // the probation
 	one.moved(n)
 	for _, k := range clients {
 		four.answers(k)

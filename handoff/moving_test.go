@@ -171,12 +171,20 @@ func (p *mover) tracked() (all []*trackedConn) {
 	return all
 }
 
+// acceptedAll waits until p has accepted n connections: one that is still queued goes with
+// the listener, which counts as no move.
+func (c *chain) acceptedAll(p *mover, n int) {
+	c.t.Helper()
+	c.until("all are accepted", func() bool { return len(p.tracked()) == n })
+}
+
 // A connection goes from generation to generation with each handoff.
 func TestConnectionMovesThroughTwentyGenerations(t *testing.T) {
 	c := newChain(t)
 	p := c.mover("tcp", "g1", named("g1"))
 	client, silent := dialRaw(t, p.addr), dialRaw(t, p.addr)
 	require.Equal(t, "g1", client.get("/", false))
+	c.acceptedAll(p, 2)
 	for g := 2; g <= 20; g++ {
 		label := fmt.Sprintf("g%d", g)
 		next := c.mover("tcp", label, named(label))
@@ -225,6 +233,7 @@ func TestMovesUnderFragments(t *testing.T) {
 			}
 		})
 	}
+	c.acceptedAll(p, clients)
 	total := uint64(0)
 	for g := 2; g <= generations; g++ {
 		next := c.mover("tcp", fmt.Sprintf("g%d", g), echo)

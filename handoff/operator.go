@@ -68,7 +68,7 @@ func (p *Process) answerHandover(id string) *frame {
 	case replyNoStandby:
 		return refusal("no_standby", fmt.Sprintf("generation %d serves and no successor is there", p.Generation()), "start the next version first, or use handoffctl upgrade")
 	case replySilent:
-		return refusal("silent", fmt.Sprintf("the standby, generation %d (pid %d), is alive but silent", l.number, l.peer.PID), "look at that process, or start another version, which takes its place")
+		return refusal("silent", fmt.Sprintf("the standby, generation %d (%s), is alive but silent", l.number, l.where()), "look at that process, or start another version, which takes its place")
 	case replySpare:
 		return refusal("no_standby", "only a spare is there, which waits for the incumbent's death", "start the next version with --takeover standby or auto")
 	}

@@ -34,9 +34,11 @@ type Process struct {
 	}
 	holds    *holdSet
 	adopters adopters
-	answered atomic.Uint64 // HTTP requests
-	moved    atomic.Uint64 // idle connections to another process
-	adopted  atomic.Uint64 // and from another
+
+	strangers lineLimit     // what the log tells of them
+	answered  atomic.Uint64 // HTTP requests
+	moved     atomic.Uint64 // idle connections to another process
+	adopted   atomic.Uint64 // and from another
 
 	inbox   chan func()
 	posting sync.RWMutex  // held while something is put into inbox
@@ -86,17 +88,20 @@ type Process struct {
 	next      uint64 // the last number that was given to a successor
 	last      *HandoffStatus
 	fault     error  // what a coming end is due to
-	incumbent int    // pid of the process that was asked last
+	incumbent int    // pid of the process that was asked last; 0: it has none here
 	busy      string // why the incumbent does not admit this process yet
 	answer    reply  // to the operator's verb under way
 	watchers  []chan struct{}
 	revision  uint64
-	waited    bool      // the program calls Wait: the drain may end by itself
-	told      bool      // a signal said stop, and that is still in force
-	answers   bool      // this process is to answer the control socket
-	mending   bool      // something is tried again
-	deadline  time.Time // of probation or drain
-	began     time.Time // of the drain
+	waited    bool           // the program calls Wait: the drain may end by itself
+	told      bool           // a signal said stop, and that is still in force
+	delays    int            // how often a plain stop was delayed: another one may follow a take-back
+	answers   bool           // this process is to answer the control socket
+	mending   bool           // something is tried again
+	watching  bool           // the networks of foreign sockets are looked at
+	dark      map[uint64]int // at how many looks in a row no interface there had a carrier, by cookie
+	deadline  time.Time      // of probation or drain
+	began     time.Time      // of the drain
 	shut      []*listener
 	finished  bool          // everything that can drain has
 	hammered  chan struct{} // closed at hammer time
@@ -221,6 +226,7 @@ func (p *Process) feed(ev event) {
 	}
 	if p.attempt != nil && p.m.got && p.m.elder != phaseOffer {
 		// Everything is here, or the incumbent died and what is here must do.
+		p.noteForeign()
 		p.endAttempt(attempt{})
 	}
 	p.changed()
@@ -308,7 +314,7 @@ func (p *Process) perform(a action) {
 	case actDelayStop:
 		p.delayStop()
 	case actShut:
-		p.setEnding()
+		p.setEnding(true)
 		p.adopters.end()
 		p.pauseSingletons()
 		// The path goes last: who comes meanwhile is told busy, and finds the
@@ -336,11 +342,7 @@ func (p *Process) perform(a action) {
 	case actRetry:
 		p.retry()
 	case actReportUnstopped:
-		p.told = false
-		if p.isHammered() {
-			p.hammered = make(chan struct{})
-		}
-		p.Logger().Warn("told to stop, but the successor failed: this process serves on", "hint", "stop it again to end the service, or start another successor")
+		p.reportUnstopped(a.why)
 	case actReportStopWaits:
 		p.Logger().Warn("told to stop, but the incumbent that would serve then is silent: this process serves until that one answers or ends", "hint", "end the incumbent first, or let it continue; a second SIGTERM ends this one")
 	case actReportUnhealthy:
@@ -442,7 +444,7 @@ func (p *Process) ended(why reason) {
 	case why == whyRefused:
 		p.setErr(ErrRefused)
 	case why == whySilent:
-		p.setErr(fmt.Errorf("%w (pid %d)", ErrSilent, p.incumbent))
+		p.setErr(fmt.Errorf("%w (%s)", ErrSilent, pidText(p.incumbent)))
 	case why == whyProtocol:
 		p.setErr(ErrProtocol)
 	case why == whyTimeout, why == whyDisplaced, why == whyWithdrawn, why == whyRollback:
@@ -489,7 +491,7 @@ func (p *Process) startTimer(kind timerKind) {
 	p.timers[kind].stop()
 	d := p.cfg.StepTimeout
 	switch kind {
-	case timerReady:
+	case timerReady, timerOwed:
 		d = p.cfg.ReadyTimeout
 	case timerProbation:
 		d = p.cfg.Probation

@@ -87,6 +87,8 @@ const (
 	msgOK
 	msgSocketList
 	// either
+	msgProve
+	msgProof
 	msgPing
 	msgPong
 	msgError
@@ -97,7 +99,7 @@ var msgNames = [msgCount]string{
 	"", "hello", "got", "rejected", "ready", "serving", "released", "revoked", "abort",
 	"welcome", "busy", "refuse", "sockets", "serve", "release", "revoke", "draining", "bye",
 	"register", "hurry", "move", "connections", "keep", "status", "list_sockets", "handover", "rollback", "drain", "stop", "withdraw",
-	"ok", "socket_list", "ping", "pong", "error",
+	"ok", "socket_list", "prove", "proof", "ping", "pong", "error",
 }
 
 func (t msgType) String() string {
@@ -163,6 +165,10 @@ type frame struct {
 	Self  *GenerationStatus  `json:"self,omitempty"`
 	Older []GenerationStatus `json:"older,omitempty"`
 
+	// prove, proof
+	Nonce []byte `json:"nonce,omitempty"`
+	MAC   []byte `json:"mac,omitempty"`
+
 	// operators
 	Request string       `json:"request,omitempty"`
 	After   *revision    `json:"after,omitempty"`
@@ -210,6 +216,7 @@ type manifestItem struct {
 	Protocol  int    `json:"protocol,omitempty"`  // SO_PROTOCOL
 	Exclusive bool   `json:"exclusive,omitempty"` // must never have two owners
 	File      fileID `json:"file,omitzero"`       // of a Unix socket's file, recorded at bind
+	Outside   bool   `json:"outside,omitempty"`   // an interface of the network namespace that it lives in led outside, as one saw who lives in another
 }
 
 // kind is what a descriptor of the manifest is.
@@ -298,6 +305,9 @@ func (f *frame) check() error {
 		len(f.Files) > maxFileNames || len(f.Older) > maxOlder || len(f.Requests) > maxRequests {
 		return fmt.Errorf("%s: a list is longer than allowed", f.Type)
 	}
+	if f.Nonce != nil && len(f.Nonce) != nonceLen || f.MAC != nil && len(f.MAC) != macLen {
+		return fmt.Errorf("%s: a nonce of %d bytes and a mac of %d, each has %d", f.Type, len(f.Nonce), len(f.MAC), nonceLen)
+	}
 	if err := f.checkReports(); err != nil {
 		return fmt.Errorf("%s: %w", f.Type, err)
 	}
@@ -335,11 +345,11 @@ func (f *frame) checkReports() error {
 		if g.Generation > maxGeneration {
 			return errors.New("a generation's number is too large")
 		}
-		if len(g.Unclaimed) > maxListed || len(g.Open) > maxListed || len(g.Holds) > maxListed {
+		if len(g.NetworkGone) > maxListed || len(g.Unclaimed) > maxListed || len(g.Open) > maxListed || len(g.Holds) > maxListed {
 			return errors.New("a list is longer than allowed")
 		}
 		texts = append(texts, g.State, g.Takeover, g.Label, g.Request, g.Handoff)
-		texts = append(texts, g.Unclaimed...)
+		texts = slices.Concat(texts, g.Unclaimed, g.NetworkGone)
 		texts = slices.AppendSeq(texts, maps.Keys(g.Open))
 		texts = slices.AppendSeq(texts, maps.Keys(g.Holds))
 	}
@@ -392,6 +402,14 @@ func (f *frame) checkType() error {
 			if m.Listener < 0 || m.Listener >= len(f.Sockets) || m.IdleMS < 0 {
 				return errors.New("connections: an item is out of range")
 			}
+		}
+	case msgProve:
+		if f.Nonce == nil {
+			return errors.New("prove: the nonce is missing")
+		}
+	case msgProof:
+		if f.MAC == nil {
+			return errors.New("proof: the mac is missing")
 		}
 	case msgRegister:
 		if f.Self == nil {

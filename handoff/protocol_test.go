@@ -1,6 +1,7 @@
 package handoff
 
 import (
+	"bytes"
 	"encoding/json"
 	"errors"
 	"fmt"
@@ -57,6 +58,8 @@ func everyFrame() []*frame {
 		{Type: msgWithdraw, Request: "r1"},
 		{Type: msgOK, Already: true, Generation: 4, Request: "r1", Text: "done"},
 		{Type: msgSocketList, Total: 1, List: []SocketInfo{{Name: "web", State: "fresh"}}},
+		{Type: msgProve, Nonce: bytes.Repeat([]byte{1}, nonceLen)},
+		{Type: msgProof, Nonce: bytes.Repeat([]byte{2}, nonceLen), MAC: bytes.Repeat([]byte{3}, macLen)},
 		{Type: msgPing},
 		{Type: msgPong},
 		{Type: msgError, Code: "not_now", Text: "no", Hint: "wait"},
@@ -178,6 +181,13 @@ func TestBounds(t *testing.T) {
 		{"welcome of nobody", with(welcome(), func(f *frame) { f.Program = nil }), "missing"},
 		{"empty batch", &frame{Type: msgSockets}, "empty batch"},
 		{"register without self", &frame{Type: msgRegister}, "self"},
+		{"nonce", &frame{Type: msgProve, Nonce: make([]byte, nonceLen)}, ""},
+		{"no nonce", &frame{Type: msgProve}, "the nonce is missing"},
+		{"no mac", &frame{Type: msgProof, Nonce: make([]byte, nonceLen)}, "the mac is missing"},
+		{"short nonce", &frame{Type: msgProve, Nonce: make([]byte, nonceLen-1)}, "a nonce of 31 bytes"},
+		{"long nonce", &frame{Type: msgProve, Nonce: make([]byte, nonceLen+1)}, "a nonce of 33 bytes"},
+		{"short mac", &frame{Type: msgProof, MAC: make([]byte, macLen-1)}, "a mac of 31"},
+		{"long mac", &frame{Type: msgProof, MAC: make([]byte, maxFrame/2)}, "a mac of 30720"},
 		{"kind", batch(func(it *manifestItem) { it.Kind = "disk" }), "kind"},
 		{"no kind", batch(func(it *manifestItem) { it.Kind = "" }), "kind"},
 		{"asked", batch(func(it *manifestItem) { it.Asked = long }), "address"},

@@ -508,7 +508,7 @@ func TestCloseClosesConnections(t *testing.T) {
 func TestClosingWaitsForTheAnswer(t *testing.T) {
 	ours, theirs := connPair(t)
 	var table connTable
-	table.track(ours)
+	table.track(ours, false)
 	ours.answering.Lock()
 	closed := make(chan struct{})
 	go func() {

@@ -1,6 +1,7 @@
 package handoff
 
 import (
+	"errors"
 	"fmt"
 	"net"
 	"os"
@@ -89,7 +90,7 @@ func TestRootInheritedPortNeedsNoPrivilege(t *testing.T) {
 		require.NoError(t, syscall.Setgid(overflowUID))
 		require.NoError(t, syscall.Setuid(overflowUID))
 		require.NoError(t, unix.Prctl(unix.PR_SET_DUMPABLE, 1, 0, 0, 0)) // or /proc/self can't be read
-		_, _, err = bindSocket(c.ctx, "tcp", "127.0.0.1:81", false)
+		_, _, err = bindSocket(c.ctx, "tcp", "127.0.0.1:81", false, nil)
 		require.ErrorIs(t, err, unix.EACCES)
 		two := c.start("two")
 		ln := c.listen(two, "tcp", "127.0.0.1:80")
@@ -124,6 +125,12 @@ func TestRootFileSystems(t *testing.T) {
 			require.NoError(t, unix.Statfs(dir, &fs))
 			require.EqualValues(t, kinds[kind], fs.Type)
 			newChain(t).moveTo(dir).handOver(t, "tcp", "127.0.0.1:0", nil)
+
+			// The proof of a shared key names the socket's file: it is the same for both.
+			c := newChain(t).moveTo(dir)
+			c.key = testKey
+			c.serve("one")
+			require.NoError(t, allow{Key: testKey}.prove(c.ctx, strange(t, c.socket).c, idOf(t, c.socket), errors.New("a stranger")))
 		}
 		fmt.Println("done it")
 	}) {

@@ -46,7 +46,7 @@ func (p *Process) openSelf(ctx context.Context) error {
 		}
 		held = true
 		p.own.path, p.own.file, p.own.ln = path, file, ln
-		p.work.Go(func() { p.answerAll(ln, path, &p.own.connTable, p.answerSelf) })
+		p.work.Go(func() { p.answerAll(ln, path, &p.own.connTable, func(c *conn) { p.answerSelf(c, file) }) })
 	})
 	if !held { // told to stop meanwhile
 		removeSocketFile(path, file)
@@ -66,23 +66,18 @@ func (s *selfSocket) remove() {
 	s.ln = nil
 }
 
-// answerSelf serves one connection to the self socket, and owns it.
-func (p *Process) answerSelf(c *conn) {
+// answerSelf serves one connection to the self socket, whose file is file, and owns
+// it.
+func (p *Process) answerSelf(c *conn, file fileID) {
 	defer c.Close()
-	who, ok := p.trusted(c)
-	if !ok {
-		return
-	}
-	for {
-		p.limitPause(c)
-		f, ok := p.heard(c, who)
-		if !ok {
-			return
-		}
+	f, ok := p.firstQuestion(c, &p.own.connTable, file)
+	for ; ok; f, ok = p.nextQuestion(c) {
 		answer := refusal("self_socket", "this is the self socket of one process, which answers only what it is asked about itself", "ask at the control socket: "+p.cfg.Socket)
 		switch f.Type {
 		case msgStatus, msgListSockets:
 			answer = p.answerOperator(f)
+		case msgProve, msgProof:
+			answer = p.proofOutOfPlace()
 		case msgError:
 			continue // never answered
 		}

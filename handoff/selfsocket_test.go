@@ -24,7 +24,7 @@ func (c *chain) withSelf(name string) func(*Config) {
 // itself is what the process at a self socket says about itself.
 func (c *chain) itself(name string) (*Status, GenerationStatus) {
 	c.t.Helper()
-	s, err := (&Client{Socket: c.selfPath(name)}).Status(c.ctx)
+	s, err := (&Client{Socket: c.selfPath(name), Key: c.key}).Status(c.ctx)
 	require.NoError(c.t, err)
 	require.Equal(c.t, c.socket, s.Socket)
 	require.Equal(c.t, os.Getpid(), s.PID)
@@ -154,7 +154,7 @@ func TestSelfSocketAnswersNothingElse(t *testing.T) {
 	require.ErrorIs(t, err, ErrRefused)
 	require.ErrorContains(t, err, "self socket")
 
-	o, err := dialOperator(c.ctx, self.Socket, nil)
+	o, err := dialOperator(c.ctx, self.Socket, allow{})
 	require.NoError(t, err)
 	defer o.Close()
 	for _, ask := range []string{`{"type":"drain"}`, `{"type":"register","self":{"generation":9}}`, `{"type":"hurry","generation":1}`, `{"type":"nonsense"}`} {
@@ -293,7 +293,7 @@ func TestSelfSocketAndControlSocketDoNotStarveEachOther(t *testing.T) {
 	one := c.start("one", c.withSelf("one"), func(cfg *Config) { cfg.StepTimeout = time.Hour })
 	c.ready(one)
 	connect := func(path string) *operatorConn {
-		o, err := dialOperator(c.ctx, path, nil)
+		o, err := dialOperator(c.ctx, path, allow{})
 		require.NoError(t, err)
 		t.Cleanup(func() { o.Close() })
 		return o

@@ -24,7 +24,7 @@ import (
 // A second one is either of SIGTERM and SIGINT after one that is still in force.
 // One is in force until the process has ended, or until it is said in the log
 // that the stop came to nothing, because the successor failed that the process
-// handed over to: the process serves on, and the next one is a first again. A
+// handed over to: the process serves on until another successor is ready, and the next signal is a first again. A
 // stop that came in another way, as by an operator, does not count: whoever asks
 // a draining process for the first time to stop cuts nothing. In probation a
 // second one also releases, as Stop does. SIGUSR2 does nothing to a process that is

@@ -190,6 +190,7 @@ func TestStopSignalThatCameToNothing(t *testing.T) {
 
 	came := s.request(t)
 	require.Contains(t, lines.String(), "this process serves on")
+	require.True(t, c.status().Generations[0].StopOwed)
 	send(t, syscall.SIGTERM)
 	await(t, through)
 	c.reach(one, StateDraining)

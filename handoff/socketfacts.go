@@ -125,7 +125,7 @@ func (f *socketFacts) readAddress(fd int) error {
 	case *unix.SockaddrInet4:
 		f.setInternet(netip.AddrFrom4(sa.Addr), sa.Port)
 	case *unix.SockaddrInet6:
-		f.setInternet(netip.AddrFrom16(sa.Addr).WithZone(zoneName(sa.ZoneId)), sa.Port)
+		f.setInternet(netip.AddrFrom16(sa.Addr).WithZone(zoneName(fd, sa.ZoneId)), sa.Port)
 	case *unix.SockaddrUnix:
 		name := sa.Name
 		if name == "@" { // what x/sys makes of no name
@@ -149,12 +149,14 @@ func (f *socketFacts) setInternet(a netip.Addr, port int) {
 	}
 }
 
-func zoneName(id uint32) string {
+// zoneName is the name of an interface where the socket lives, not where this process
+// does: the other side of a handoff must come to the same one.
+func zoneName(fd int, id uint32) string {
 	if id == 0 {
 		return ""
 	}
-	if i, err := net.InterfaceByIndex(int(id)); err == nil {
-		return i.Name
+	if name := interfaceName(fd, id); name != "" {
+		return name
 	}
 	return strconv.FormatUint(uint64(id), 10)
 }

@@ -29,7 +29,7 @@ type fileID struct {
 
 // unixOptions are what may differ between Unix sockets.
 type unixOptions struct {
-	mode         os.FileMode // 0: as the umask leaves it
+	mode         os.FileMode // 0: as the umask leaves it; where others may connect, they may take the lock too
 	refuseRights bool        // clients can't send descriptors, since Linux 6.16
 	listen       bool        // a stream socket that is not listened on refuses connections
 }
@@ -55,6 +55,10 @@ func listenUnix(ctx context.Context, network, path string, o unixOptions) (d *de
 		return nil, fileID{}, err
 	}
 	defer lock.Close()
+	if o.forOthers() {
+		// To take it they must read it. It may be another user's, who has done it then.
+		_ = lock.control(func(fd int) error { return unix.Fchmod(fd, 0o644) })
+	}
 	if err := removeStale(path); err != nil {
 		return nil, fileID{}, err
 	}
@@ -67,6 +71,9 @@ func listenUnix(ctx context.Context, network, path string, o unixOptions) (d *de
 	}
 	return d, id, nil
 }
+
+// forOthers says whether other users may connect.
+func (o unixOptions) forOthers() bool { return o.mode&0o066 != 0 }
 
 func unixType(network string) (int, error) {
 	switch network {
@@ -113,12 +120,43 @@ func bindUnix(d *descriptor, path string, o unixOptions) (id fileID, err error) 
 	if err != nil {
 		return fileID{}, err
 	}
+	if o.forOthers() {
+		if err := widen(path, id, o.mode); err != nil {
+			return fileID{}, errors.Join(err, os.Remove(path))
+		}
+	}
 	if o.listen {
 		if err := d.listen(); err != nil {
 			return fileID{}, errors.Join(err, os.Remove(path))
 		}
 	}
 	return id, nil
+}
+
+// widen gives the file id at path the mode that the umask kept from it, and touches
+// no other file, whatever has come to path meanwhile: chmod(2) by path would follow
+// a link.
+func widen(path string, id fileID, mode os.FileMode) error {
+	n, err := unix.Open(path, unix.O_PATH|unix.O_NOFOLLOW|unix.O_CLOEXEC, 0)
+	if err != nil {
+		return &fs.PathError{Op: "open", Path: path, Err: err}
+	}
+	d := newDescriptor(n)
+	defer d.Close()
+	return d.control(func(fd int) error {
+		var st unix.Stat_t
+		if err := unix.Fstat(fd, &st); err != nil {
+			return os.NewSyscallError("fstat", err)
+		}
+		if (fileID{Dev: st.Dev, Ino: st.Ino}) != id {
+			return fmt.Errorf("%w: it was replaced just now", ErrNotSocket)
+		}
+		if os.FileMode(st.Mode).Perm() == mode {
+			return nil
+		}
+		// fchmod(2) does not take such a descriptor, and fchmodat2(2) is of Linux 6.6.
+		return os.Chmod(fmt.Sprintf("/proc/self/fd/%d", fd), mode)
+	})
 }
 
 // removeStale makes room at path, under the lock, if all that is there is the
@@ -138,7 +176,10 @@ func removeStale(path string) error {
 	if alive {
 		return fmt.Errorf("a process that is alive holds the socket: %w", unix.EADDRINUSE)
 	}
-	if err := os.Remove(path); err != nil && !errors.Is(err, fs.ErrNotExist) {
+	switch err := os.Remove(path); {
+	case errors.Is(err, unix.EPERM): // a sticky directory
+		return fmt.Errorf("%w (nobody holds that socket any more, and its file is another user's: remove it as that user, or as root)", permission(err))
+	case err != nil && !errors.Is(err, fs.ErrNotExist):
 		return permission(err)
 	}
 	return nil
@@ -300,12 +341,34 @@ func checkDirectory(path string, owners ...uint32) error {
 		return fmt.Errorf("%w: %s is not a directory", ErrDirectory, dir)
 	}
 	if st.Uid != 0 && st.Uid != uint32(os.Geteuid()) && !slices.Contains(owners, st.Uid) {
-		return fmt.Errorf("%w: %s belongs to uid %d, who could replace the socket (use one of your own, mode 0700)",
+		if !userIDs().names(st.Uid) {
+			return fmt.Errorf("%w: %s belongs to a user without a number in this user namespace, who could replace the socket (use one of your own, mode 0700, or give both sides the same shared key)",
+				ErrDirectory, dir)
+		}
+		return fmt.Errorf("%w: %s belongs to uid %d, who could replace the socket (run as that user, or use a directory of your own, mode 0700)",
 			ErrDirectory, dir, st.Uid)
 	}
 	if st.Mode&0o022 != 0 && st.Mode&unix.S_ISVTX == 0 {
 		return fmt.Errorf("%w: others may write to %s, mode %04o (chmod 0700, or use another)",
 			ErrDirectory, dir, st.Mode&0o7777)
+	}
+	return checkMounts(path, dir)
+}
+
+// checkMounts refuses what a container's volume may have wrong: the socket's file
+// mounted instead of its directory, which goes on to name a dead socket when
+// another one is bound at the path; and a directory that is mounted read-only,
+// where a successor could neither take the lock nor remove the file once it is
+// the last. A kernel that doesn't tell mounts (statx, Linux 5.8) is believed.
+func checkMounts(path, dir string) error {
+	var x unix.Statx_t
+	err := unix.Statx(unix.AT_FDCWD, path, unix.AT_SYMLINK_NOFOLLOW, 0, &x)
+	if err == nil && x.Attributes&unix.STATX_ATTR_MOUNT_ROOT != 0 {
+		return fmt.Errorf("%w: %s is itself a mount (mount the directory that it is in, not the file)", ErrDirectory, path)
+	}
+	var fs unix.Statfs_t
+	if err := unix.Statfs(dir, &fs); err == nil && fs.Flags&unix.ST_RDONLY != 0 {
+		return fmt.Errorf("%w: %s is on a read-only mount (mount a volume there that can be written, or a tmpfs for a self socket)", ErrDirectory, dir)
 	}
 	return nil
 }

@@ -1,10 +1,12 @@
 package handoff
 
 import (
+	"fmt"
 	"net"
 	"os"
 	"path/filepath"
 	"sync"
+	"syscall"
 	"testing"
 
 	"github.com/stretchr/testify/require"
@@ -65,6 +67,76 @@ func TestDirectoryOfAnother(t *testing.T) {
 	require.ErrorIs(t, err, ErrDirectory)
 }
 
+// What a container's volume may have wrong. In a user namespace of its own an
+// ordinary process may mount, too.
+func TestVolumes(t *testing.T) {
+	if inChild(t, func(string) {
+		dir := os.Getenv(pathVariable)
+		at := func(name string) string { return filepath.Join(dir, name) }
+		c := newChain(t).moveTo(at("run"))
+		one, ln := c.serve("one")
+		for _, volume := range []struct {
+			name, from, to string
+			flags          uintptr
+			want           string
+		}{
+			{"the file alone", c.socket, at("file/s"), 0, at("file/s") + " is itself a mount"},
+			{"read-only", at("run"), at("ro"), unix.MS_RDONLY, at("ro") + " is on a read-only mount"},
+			{"as it must be", at("run"), at("rw"), 0, ""},
+		} {
+			require.NoError(t, unix.Mount(volume.from, volume.to, "", unix.MS_BIND, ""), volume.name)
+			if volume.flags != 0 {
+				require.NoError(t, unix.Mount("", volume.to, "", unix.MS_BIND|unix.MS_REMOUNT|volume.flags, ""), volume.name)
+			}
+			cfg := c.config("two")
+			if cfg.Socket = filepath.Join(volume.to, "s"); volume.to == at("file/s") {
+				cfg.Socket = volume.to
+			}
+			status, err := (&Client{Socket: cfg.Socket}).Status(c.ctx)
+			require.NoError(t, err, "%s: who only asks need not write", volume.name)
+			require.Len(t, status.Generations, 1)
+			two, err := Start(c.ctx, cfg)
+			if volume.want != "" {
+				require.ErrorIs(t, err, ErrDirectory, volume.name)
+				require.ErrorContains(t, err, volume.want)
+				cfg.Socket, cfg.SelfSocket = c.socket, filepath.Join(filepath.Dir(cfg.Socket), "own")
+				if volume.flags != 0 {
+					_, err = Start(c.ctx, cfg)
+					require.ErrorIs(t, err, ErrDirectory, volume.name)
+					require.ErrorContains(t, err, "a tmpfs for a self socket")
+				}
+				continue
+			}
+			require.NoError(t, err)
+			greet(two, c.listen(two, "tcp", "127.0.0.1:0"))
+			c.ready(two)
+			require.Equal(t, "handed_over", c.wait(one).Reason)
+			require.Equal(t, "2", asked(t, ln.Addr()))
+			require.NoError(t, two.Close())
+		}
+		fmt.Println("done it")
+	}) {
+		return
+	}
+	leak.CheckExact(t)
+	dir := socketDir(t)
+	for _, name := range []string{"run", "ro", "rw", "file"} {
+		require.NoError(t, os.Mkdir(filepath.Join(dir, name), 0o700))
+	}
+	require.NoError(t, os.WriteFile(filepath.Join(dir, "file/s"), nil, 0o600))
+	otherProcess(t, dir, ownUserNamespace(syscall.CLONE_NEWNS))
+}
+
+// ownUserNamespace has a child live in a user namespace of its own, as its root,
+// where it may make other namespaces.
+func ownUserNamespace(flags uintptr) func(*syscall.SysProcAttr) {
+	return func(a *syscall.SysProcAttr) {
+		a.Cloneflags = syscall.CLONE_NEWUSER | flags
+		a.UidMappings = []syscall.SysProcIDMap{{ContainerID: 0, HostID: os.Geteuid(), Size: 1}}
+		a.GidMappings = []syscall.SysProcIDMap{{ContainerID: 0, HostID: os.Getegid(), Size: 1}}
+	}
+}
+
 func TestMissingDirectory(t *testing.T) {
 	leak.CheckExact(t)
 	dir := filepath.Join(socketDir(t), "missing")
@@ -72,7 +144,7 @@ func TestMissingDirectory(t *testing.T) {
 	_, _, _, err := meet(t.Context(), path, allow{})
 	require.ErrorIs(t, err, ErrDirectory)
 	require.ErrorContains(t, err, "create it with mode 0700")
-	_, _, err = bindSocket(t.Context(), "unix", path, false)
+	_, _, err = bindSocket(t.Context(), "unix", path, false, nil)
 	require.ErrorIs(t, err, ErrDirectory)
 	require.ErrorContains(t, err, "create it with mode 0700")
 	_, err = dial(t.Context(), path, allow{})
@@ -188,7 +260,7 @@ func TestApplicationUnixSocket(t *testing.T) {
 	leak.CheckExact(t)
 	path := filepath.Join(socketDir(t), "app")
 	stale := leaveStale(t, path, "unix")
-	d, id, err := bindSocket(t.Context(), "unix", path, false)
+	d, id, err := bindSocket(t.Context(), "unix", path, false, nil)
 	require.NoError(t, err)
 	defer d.Close()
 	require.NotZero(t, id)
@@ -219,7 +291,7 @@ func TestApplicationUnixSocket(t *testing.T) {
 	require.NoError(t, err)
 	require.Equal(t, b.Mode(), a.Mode(), "the mode is the umask's")
 
-	_, _, err = bindSocket(t.Context(), "unixgram", path, false)
+	_, _, err = bindSocket(t.Context(), "unixgram", path, false, nil)
 	require.ErrorIs(t, err, unix.EADDRINUSE)
 }
 
@@ -227,7 +299,7 @@ func TestApplicationDatagramSocket(t *testing.T) {
 	leak.CheckExact(t)
 	path := filepath.Join(socketDir(t), "app")
 	leaveStale(t, path, "unixgram")
-	d, id, err := bindSocket(t.Context(), "unixgram", path, false)
+	d, id, err := bindSocket(t.Context(), "unixgram", path, false, nil)
 	require.NoError(t, err)
 	defer d.Close()
 	pc, err := d.packetConn()

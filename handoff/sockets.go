@@ -19,6 +19,9 @@ type socket struct {
 	reuse    bool        // member of an SO_REUSEPORT group
 	index    int         // in the manifest it came by; -1 if opened here
 	deaf     bool        // a stream socket that is bound, but listen(2) was not called yet
+	netns    uint64      // cookie of the network namespace it lives in; 0 if that does not matter, or is not known
+	foreign  bool        // that is not this process's
+	gone     string      // why clients do not reach it any more, if it is foreign and they don't
 	rejected bool        // the present successor did not take it, or was not offered it
 	listener *listener   // kindStream, claimed
 	packet   *packetConn // kindPacket, claimed
@@ -27,13 +30,14 @@ type socket struct {
 // socketSet is everything that this process can hand over, by name.
 type socketSet struct {
 	mu        sync.Mutex
-	claimed   []*socket     // asked for by the program, in that order
-	unclaimed []*socket     // inherited, and not asked for yet
-	givenUp   []*socket     // inherited, asked for, and closed again before Ready
-	writing   []*socket     // packet sockets that another process reads now: what was read here is still answered
-	serving   bool          // new ones accept at once
-	parked    bool          // new ones too, and are not the successor's
-	detached  chan struct{} // closed when a spare that had to let go has its sockets again; nil: it has not
+	claimed   []*socket       // asked for by the program, in that order
+	unclaimed []*socket       // inherited, and not asked for yet
+	givenUp   []*socket       // inherited, asked for, and closed again before Ready
+	writing   []*socket       // packet sockets that another process reads now: what was read here is still answered
+	serving   bool            // new ones accept at once
+	parked    bool            // new ones too, and are not the successor's
+	outside   map[uint64]bool // cookies of namespaces of which an interface led outside
+	detached  chan struct{}   // closed when a spare that had to let go has its sockets again; nil: it has not
 	closed    bool
 }
 
@@ -383,7 +387,15 @@ func (set *socketSet) refill(ctx context.Context) error {
 		}
 		k := s.item.Kind
 		if set.inherit(s, k); s.d == nil {
-			if err := s.bind(ctx, s.want.Address, k); err != nil {
+			home, err := set.home(s.want, nil)
+			if err != nil {
+				return opError("bind", s.want.Address, err)
+			}
+			err = s.bind(ctx, s.want.Address, k, home)
+			if home != nil {
+				home.Close()
+			}
+			if err != nil {
 				return err
 			}
 		}

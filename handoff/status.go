@@ -63,6 +63,12 @@ type GenerationStatus struct {
 	// control socket aside; of a successor, those that it took, 0 until it is
 	// ready.
 	Sockets int `json:"sockets"`
+	// Foreign counts those of them that live in another network namespace than the
+	// process, and NetworkGone names those that clients do not reach any more, because
+	// the network there is gone: 8 at most, then how many more. It is not ready for
+	// new traffic then. See Config.AllowForeignNetns.
+	Foreign     int      `json:"foreign,omitempty"`
+	NetworkGone []string `json:"network_gone,omitempty"`
 	// Unclaimed names what the process holds and its present successor does not
 	// take: 20 at most, then how many more.
 	Unclaimed []string `json:"unclaimed,omitempty"`
@@ -84,6 +90,10 @@ type GenerationStatus struct {
 	// Stopping says that the process, which still serves, is being stopped with
 	// nobody to succeed it: it is not ready for new traffic any more.
 	Stopping bool `json:"stopping,omitempty"`
+	// StopOwed says that the process was told to stop and handed over, but that its
+	// successor failed: it serves on, and hands over to the next one that is ready,
+	// whatever its mode.
+	StopOwed bool `json:"stop_owed,omitempty"`
 	// LeftSeconds is the time until the process's present state is ended by
 	// force: of the probation (parked), of the drain (draining, revoked) or of
 	// the stop's delay (stopping). 0 if nothing is running out.
@@ -179,6 +189,13 @@ type SocketInfo struct {
 	// State says how the process came to it and what it does with it:
 	// inherited, fresh, parked, unclaimed, or file.
 	State string `json:"state"`
+	// Netns is the kernel's cookie of the network namespace that a TCP or UDP socket
+	// lives in, never reused until the machine starts anew; 0 before Linux 5.14.
+	// Foreign says that this is not the namespace of the process, and NetworkGone why
+	// clients do not reach it there any more; "" if they may.
+	Netns       uint64 `json:"netns,omitempty"`
+	Foreign     bool   `json:"foreign,omitempty"`
+	NetworkGone string `json:"network_gone,omitempty"`
 	// Inode is the socket's number in its kernel, the same in every process that
 	// holds it (`ss -e` prints it as ino). 0 if unknown.
 	Inode uint64 `json:"inode,omitempty"`

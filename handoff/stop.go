@@ -15,28 +15,37 @@ const hookTimeout = 10 * time.Second
 // told busy asks again meanwhile, and learns that there is nothing to succeed.
 const outDelay = 5 * busyRetryMS * time.Millisecond
 
-// setEnding turns readiness false.
-func (p *Process) setEnding() {
+// setEnding turns readiness false, or true again.
+func (p *Process) setEnding(yes bool) {
 	p.mu.Lock()
 	defer p.mu.Unlock()
-	p.ending = true
+	p.ending = yes
 }
 
 // delayStop tells the world that this process stops, and gives it the time to
 // turn away, while everything is still accepted.
 func (p *Process) delayStop() {
-	p.setEnding()
+	p.setEnding(true)
 	delay := p.cfg.StopDelay
 	if p.m.out {
 		delay = max(delay, outDelay)
 	}
 	p.Logger().Info("stopping: not ready any more, but still accepting", "delay", delay)
 	hammered := p.hammered
+	p.delays++
+	nth := p.delays
+	still := func(f func()) {
+		p.post(func() {
+			if p.m.leaving && p.delays == nth { // it has not been handed over meanwhile
+				f()
+			}
+		})
+	}
 	p.work.Go(func() {
 		if p.cfg.BeforeStop != nil {
 			p.callHook("BeforeStop", hammered, p.cfg.BeforeStop)
 		}
-		p.post(func() { p.deadline = time.Now().Add(delay); p.changed() })
+		still(func() { p.deadline = time.Now().Add(delay); p.changed() })
 		over := time.NewTimer(delay)
 		defer over.Stop()
 		select {
@@ -44,7 +53,7 @@ func (p *Process) delayStop() {
 		case <-hammered: // the machine knows already
 		case <-p.life.Done():
 		}
-		p.post(func() { p.feed(event{kind: evDelayed}) })
+		still(func() { p.feed(event{kind: evDelayed}) })
 	})
 }
 
@@ -65,6 +74,24 @@ func (p *Process) callHook(name string, hammered <-chan struct{}, hook func(cont
 	if err != nil {
 		p.Logger().Warn("a hook did not do its work; the stop goes on", "hook", name, "error", err)
 	}
+}
+
+// reportUnstopped: the stop came to nothing, and the next signal is a first again.
+func (p *Process) reportUnstopped(why reason) {
+	p.told = false
+	p.setEnding(false) // a delayed stop may have set it
+	if p.isHammered() {
+		p.hammered = make(chan struct{})
+	}
+	if why == whyRollback {
+		p.Logger().Warn("told to stop, but an operator took back: this process serves on", "hint", "stop it again to end the service, or to hand over to a standby")
+		return
+	}
+	if why == whyStopped {
+		p.Logger().Warn("told to stop, and so was the successor: this process serves on, hands over to the next one that is ready, and stops if none comes", "within", p.cfg.ReadyTimeout)
+		return
+	}
+	p.Logger().Warn("told to stop, but the successor failed: this process serves on, and hands over to the next one that is ready", "reason", string(why), "hint", "start another successor, of any mode; to end the service, stop this process again")
 }
 
 // hammer is hammer time, in the run loop.

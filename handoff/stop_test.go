@@ -4,8 +4,8 @@ import (
 	"bytes"
 	"context"
 	"errors"
+	"fmt"
 	"io"
-	"log/slog"
 	"net"
 	"net/http"
 	"testing"
@@ -69,29 +69,225 @@ func TestStopDelay(t *testing.T) {
 	require.Equal(t, "serving", st.Generations[0].State)
 	require.True(t, st.Generations[0].Stopping)
 
-	// Nobody is let in any more, and nothing else is begun.
+	// Nothing else is begun for an operator.
 	_, err = c.client().Handover(c.ctx, "")
 	var no *RemoteError
 	require.ErrorAs(t, err, &no)
 	require.Equal(t, CodeNotNow, no.Code)
-	ctx, cancel := context.WithCancel(c.ctx)
-	next := make(chan error, 1)
-	var log book
-	go func() {
-		cfg := c.config("two")
-		cfg.Logger = slog.New(slog.NewTextHandler(&log, &slog.HandlerOptions{Level: slog.LevelDebug}))
-		_, err := Start(ctx, cfg)
-		next <- err
-	}()
-	c.until("the successor is told busy", func() bool { return bytes.Contains([]byte(log.String()), []byte("it is about to stop")) })
-	cancel()
-	require.ErrorIs(t, <-next, context.Canceled)
 
 	close(goOn)
 	require.Equal(t, "stopped", c.wait(p).Reason)
 	require.Equal(t, []string{"before stop", "after drain: stopped"}, order)
 	_, err = ask(ln.Addr())
 	require.Error(t, err)
+}
+
+// Who comes while a stop is delayed is handed over to, whatever its mode, and nobody is refused.
+func TestSuccessorInTheStopDelay(t *testing.T) {
+	leaving := func(t *testing.T, change ...func(*Config)) (c *chain, one *Process, ln net.Listener) {
+		c = newChain(t)
+		one, ln = c.serve("one", append(change, func(cfg *Config) { cfg.StopDelay = time.Hour })...)
+		one.Stop()
+		c.until("it is ending", one.Ending)
+		return c, one, ln
+	}
+	over := func(p *Process) { p.ask(func() { p.feed(event{kind: evDelayed}) }) }
+
+	for _, m := range []Takeover{Auto, Standby, Spare} {
+		t.Run("which is "+m.String(), func(t *testing.T) {
+			c, one, ln := leaving(t)
+			two := c.start("two", mode(m))
+			greet(two, c.listen(two, "tcp", "127.0.0.1:0"))
+			c.ready(two)
+			require.Equal(t, "handed_over", c.wait(one).Reason)
+			require.Equal(t, "2", asked(t, ln.Addr()))
+		})
+	}
+	t.Run("which is starting when the delay is over", func(t *testing.T) {
+		c, one, ln := leaving(t)
+		two := c.start("two")
+		over(one)
+		require.Equal(t, StateServing, one.State())
+		require.Equal(t, "1", asked(t, ln.Addr()))
+		greet(two, c.listen(two, "tcp", "127.0.0.1:0"))
+		c.ready(two)
+		require.Equal(t, "handed_over", c.wait(one).Reason)
+	})
+	t.Run("which gives up", func(t *testing.T) {
+		c, one, ln := leaving(t)
+		require.NoError(t, c.start("two").Close())
+		c.until("one has noticed", func() bool { return c.status().Last != nil })
+		require.Equal(t, "1", asked(t, ln.Addr()), "the delay goes on")
+		require.True(t, one.Ending())
+		three := c.start("three")
+		over(one)
+		require.NoError(t, three.Close())
+		require.Equal(t, "stopped", c.wait(one).Reason, "now it is over")
+	})
+	t.Run("which fails in probation", func(t *testing.T) {
+		stops := 0
+		c, one, ln := leaving(t, probation, func(cfg *Config) {
+			cfg.BeforeStop = func(context.Context) error { stops++; return nil }
+		})
+		two := c.start("two")
+		greet(two, c.listen(two, "tcp", "127.0.0.1:0"))
+		c.ready(two)
+		require.NoError(t, two.Close())
+		c.reach(one, StateServing)
+		require.True(t, c.status().Generations[0].StopOwed)
+		require.False(t, one.Ending(), "it serves, until another one comes")
+		require.Equal(t, "1", asked(t, ln.Addr()))
+		one.Stop()
+		c.until("it is ending again", one.Ending)
+		one.Hammer()
+		require.Equal(t, "stopped", c.wait(one).Reason)
+		require.Equal(t, 2, stops, "once for each stop")
+	})
+	t.Run("which an operator refuses", func(t *testing.T) {
+		c, one, _ := leaving(t)
+		two := c.start("two")
+		answer, err := c.client().Drain(c.ctx)
+		require.NoError(t, err)
+		require.True(t, answer.Already)
+		<-two.Done()
+		_, err = two.Wait(c.ctx)
+		require.ErrorIs(t, err, ErrRevoked)
+		one.Hammer()
+		require.Equal(t, "stopped", c.wait(one).Reason)
+	})
+	t.Run("which is starting at hammer time", func(t *testing.T) {
+		c, one, ln := leaving(t)
+		two := c.start("two")
+		c.until("it has everything", func() (held bool) {
+			one.ask(func() { held = one.m.younger == phaseHeld })
+			return held
+		})
+		one.Hammer()
+		require.Equal(t, "stopped", c.wait(one).Reason)
+		greet(two, c.listen(two, "tcp", "127.0.0.1:0"))
+		c.ready(two)
+		require.Equal(t, "2", asked(t, ln.Addr()), "clients waited in the queue")
+	})
+}
+
+// A standby that is told to stop says so. If it comes to be handed over to at the same time, all of the service is
+// taken down, as above.
+func TestStopOfAStandby(t *testing.T) {
+	c := newChain(t)
+	one, _ := c.serve("one", func(cfg *Config) { cfg.ReadyTimeout = time.Second })
+	two := c.start("two", mode(Standby))
+	greet(two, c.listen(two, "tcp", "127.0.0.1:0"))
+	go two.Ready(c.ctx)
+	c.reach(two, StateStandby)
+	one.ask(func() {
+		two.Stop()
+		<-two.Done() // its word is in the link now
+		one.feed(event{kind: evStop})
+	})
+	require.Equal(t, "stopped", c.wait(one).Reason)
+}
+
+// An engine that replaces containers says SIGTERM once. If the version that was to
+// succeed fails in probation, the next one that is ready is handed over to, though
+// it waits to be told; after an operator's rollback it is not.
+func TestStopThatIsOwed(t *testing.T) {
+	for _, by := range []struct {
+		name string
+		fail func(c *chain, two *Process)
+		owed bool
+	}{
+		{"the successor ends", func(c *chain, two *Process) { require.NoError(c.t, two.Close()) }, true},
+		{"the successor is unhealthy", func(c *chain, two *Process) { two.ReportUnhealthy(errors.New("no backend")) }, true},
+		{"an operator takes back", func(c *chain, two *Process) {
+			_, err := c.client().Rollback(c.ctx)
+			require.NoError(c.t, err)
+		}, false},
+	} {
+		for _, m := range []Takeover{Standby, Spare} {
+			t.Run(by.name+", then a "+m.String(), func(t *testing.T) {
+				c := newChain(t)
+				one, _ := c.serve("one", probation)
+				two, ready := c.standby("two", Standby)
+				one.Stop()
+				require.NoError(t, await(t, ready))
+				by.fail(c, two)
+				c.reach(one, StateServing)
+				require.Equal(t, by.owed, c.status().Generations[0].StopOwed)
+
+				if by.owed {
+					three := c.start("three", mode(m))
+					greet(three, c.listen(three, "tcp", "127.0.0.1:0"))
+					c.ready(three) // without a word from anybody
+					one.Stop()     // the probation
+					require.Equal(t, "handed_over", c.wait(one).Reason)
+					return
+				}
+				_, ready = c.standby("three", m)
+				require.Equal(t, StateServing, one.State())
+				one.Stop()
+				require.NoError(t, await(t, ready))
+			})
+		}
+	}
+}
+
+// Where the successor was told to stop, too, either an engine replaces it or all of the
+// service is taken down: who owes the stop waits for another one, but not for ever.
+func TestStopOfBoth(t *testing.T) {
+	for _, comes := range []bool{true, false} {
+		t.Run(fmt.Sprintf("another comes %t", comes), func(t *testing.T) {
+			c := newChain(t)
+			one, _ := c.serve("one", probation, func(cfg *Config) { cfg.ReadyTimeout = 2 * time.Second })
+			two, ready := c.standby("two", Standby)
+			one.Stop()
+			require.NoError(t, await(t, ready))
+			began := time.Now()
+			two.Stop()
+			require.Equal(t, "stopped", c.wait(two).Reason)
+			c.reach(one, StateServing)
+			if !comes {
+				require.Equal(t, "stopped", c.wait(one).Reason)
+				require.GreaterOrEqual(t, time.Since(began), 2*time.Second)
+				return
+			}
+			three := c.start("three", mode(Standby))
+			greet(three, c.listen(three, "tcp", "127.0.0.1:0"))
+			c.ready(three)
+			one.Stop() // the probation
+			require.Equal(t, "handed_over", c.wait(one).Reason)
+		})
+	}
+}
+
+// A stop that is owed is so no more where a second one ends the service.
+func TestStopIsOwedUntilTheNext(t *testing.T) {
+	tests := []struct {
+		name string
+		stop func(c *chain, one *Process)
+	}{
+		{"stopped", func(_ *chain, one *Process) { one.Stop() }},
+		{"taken out", func(c *chain, _ *Process) {
+			_, err := c.client().Drain(c.ctx)
+			require.NoError(c.t, err)
+		}},
+	}
+	for _, test := range tests {
+		t.Run(test.name, func(t *testing.T) {
+			c := newChain(t)
+			one, _, _ := c.stuck("one", probation)
+			two, ready := c.standby("two", Standby)
+			one.Stop()
+			require.NoError(t, await(t, ready))
+			require.NoError(t, two.Close())
+			c.reach(one, StateServing)
+			require.True(t, c.status().Generations[0].StopOwed)
+			test.stop(c, one)
+			c.reach(one, StateDraining)
+			var self *GenerationStatus
+			require.True(t, one.ask(func() { self = one.self() }))
+			require.False(t, self.StopOwed)
+		})
+	}
 }
 
 func TestHandoverCallsNoStopHooks(t *testing.T) {

@@ -72,7 +72,7 @@ func (p *Process) join(ctx context.Context) error {
 		case p.cfg.Takeover == Never:
 			who, _ := c.peer()
 			c.Close()
-			return opError("start", p.cfg.Socket, fmt.Errorf("%w (pid %d)", ErrIncumbent, who.PID))
+			return opError("start", p.cfg.Socket, fmt.Errorf("%w (%s)", ErrIncumbent, who.where()))
 		default:
 			if !p.post(func() { p.hello(c, done) }) {
 				c.Close()
@@ -101,7 +101,9 @@ func (p *Process) join(ctx context.Context) error {
 	}
 }
 
-func (p *Process) allow() allow { return allow{UIDs: p.cfg.AllowUIDs, GIDs: p.cfg.AllowGIDs} }
+func (p *Process) allow() allow {
+	return allow{UIDs: p.cfg.AllowUIDs, GIDs: p.cfg.AllowGIDs, Key: p.cfg.Key, Patience: p.cfg.StepTimeout}
+}
 
 // first makes this process generation 1.
 func (p *Process) first(d *descriptor, file fileID) {
@@ -260,13 +262,24 @@ func (p *Process) take(f *frame, fds []*descriptor) (err error) {
 		return fmt.Errorf("%w: the batch names %d items from index %d and carries %d descriptors; %d were received before",
 			errLink, len(f.Sockets), f.First, len(fds), p.intake.total)
 	}
+	own, err := ownNetns()
+	if err != nil {
+		return fmt.Errorf("%w: %w", errLocal, err)
+	}
+	came := make([]socket, len(fds))
 	for i := range f.Sockets {
 		it := &f.Sockets[i]
 		if (it.Kind == kindControl) != (f.First+i == 0) {
 			return fmt.Errorf("%w: the control listener must come first, and once", errLink)
 		}
-		if err := p.checkItem(it, fds[i]); err != nil {
+		facts, err := p.checkItem(it, fds[i])
+		if err != nil {
 			return fmt.Errorf("%s %q: %w", it.Kind, it.Name, err)
+		}
+		came[i] = socket{item: *it, d: fds[i], index: f.First + i, netns: facts.netns()}
+		came[i].foreign = facts.isForeign(own)
+		if came[i].foreign && !p.cfg.AllowForeignNetns {
+			return fmt.Errorf("%s %q: %w: it is bound to %s there", it.Kind, it.Name, ErrForeignNetns, facts.local)
 		}
 	}
 	p.intake.n, p.intake.total = len(fds), p.intake.total+len(fds)
@@ -276,7 +289,7 @@ func (p *Process) take(f *frame, fds []*descriptor) (err error) {
 	if f.Last && p.intake.total != p.intake.want {
 		return fmt.Errorf("%w: %d items were announced and %d sent", errLink, p.intake.want, p.intake.total)
 	}
-	p.keep(f, fds)
+	p.keep(came)
 	if f.Last {
 		if err := p.refill(); err != nil {
 			return fmt.Errorf("%w: %w", errLocal, err)
@@ -286,47 +299,53 @@ func (p *Process) take(f *frame, fds []*descriptor) (err error) {
 }
 
 // keep puts a batch that was checked into the set.
-func (p *Process) keep(f *frame, fds []*descriptor) {
+func (p *Process) keep(came []socket) {
 	p.sockets.mu.Lock()
 	defer p.sockets.mu.Unlock()
-	for i, it := range f.Sockets {
-		if it.Kind == kindControl {
-			p.control.hold(p.cfg.Socket, fds[i], it.File)
+	for i := range came {
+		s := &came[i]
+		if s.item.Kind == kindControl {
+			p.control.hold(p.cfg.Socket, s.d, s.item.File)
 			continue
 		}
-		p.sockets.unclaimed = append(p.sockets.unclaimed, &socket{item: it, d: fds[i], index: f.First + i})
+		p.sockets.noteOutside(s.netns, s.item.Outside)
+		p.sockets.unclaimed = append(p.sockets.unclaimed, s)
 	}
 }
 
 // checkItem compares what the manifest says with what the kernel says. A peer
 // is not believed, and a descriptor of the wrong kind is not touched further.
-func (p *Process) checkItem(it *manifestItem, d *descriptor) error {
+func (p *Process) checkItem(it *manifestItem, d *descriptor) (facts socketFacts, err error) {
 	if it.Kind == kindFile {
 		if !slices.Contains(p.cfg.Files, it.Name) {
-			return errors.New("a file that was not asked for")
+			return facts, errors.New("a file that was not asked for")
 		}
-		return nil
+		return facts, nil
 	}
-	facts, err := d.facts()
-	if err != nil {
-		return err
+	if facts, err = d.facts(); err != nil {
+		return facts, err
 	}
+	return facts, facts.differFrom(it)
+}
+
+// differFrom says in what a socket is not what the manifest says.
+func (f *socketFacts) differFrom(it *manifestItem) error {
 	switch {
-	case !facts.isSocket:
+	case !f.isSocket:
 		return errors.New("not a socket")
-	case facts.domain != it.Domain || facts.typ != it.Type || facts.protocol != it.Protocol:
+	case f.domain != it.Domain || f.typ != it.Type || f.protocol != it.Protocol:
 		return fmt.Errorf("domain, type, protocol are %d, %d, %d instead of %d, %d, %d",
-			facts.domain, facts.typ, facts.protocol, it.Domain, it.Type, it.Protocol)
-	case !facts.serves(it.Kind, it.Network):
-		return fmt.Errorf("domain %d, type %d is no %s socket of network %q", facts.domain, facts.typ, it.Kind, it.Network)
-	case facts.accepting != (it.Kind != kindPacket):
-		return fmt.Errorf("listening is %t", facts.accepting)
-	case facts.local != it.Local:
-		return fmt.Errorf("it is bound to %s instead of %s", facts.local, it.Local)
-	case !facts.nonblock:
+			f.domain, f.typ, f.protocol, it.Domain, it.Type, it.Protocol)
+	case !f.serves(it.Kind, it.Network):
+		return fmt.Errorf("domain %d, type %d is no %s socket of network %q", f.domain, f.typ, it.Kind, it.Network)
+	case f.accepting != (it.Kind != kindPacket):
+		return fmt.Errorf("listening is %t", f.accepting)
+	case f.local != it.Local:
+		return fmt.Errorf("it is bound to %s instead of %s", f.local, it.Local)
+	case !f.nonblock:
 		return errors.New("O_NONBLOCK is off")
 	}
-	return checkNetns(facts)
+	return nil
 }
 
 // readyFrame says what was claimed. What was not is closed here before.
@@ -378,8 +397,9 @@ func (p *Process) dropUnclaimed() []rejection {
 }
 
 // clipList keeps a log line readable.
-func clipList(names []string) []string {
-	const most = 20
+func clipList(names []string) []string { return clipTo(names, 20) }
+
+func clipTo(names []string, most int) []string {
 	if len(names) <= most {
 		return names
 	}

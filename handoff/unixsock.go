@@ -27,23 +27,73 @@ type peer struct {
 	GID uint32
 }
 
+// where says which process it is, for people.
+func (p peer) where() string { return pidText(p.PID) }
+
+// pidText is a pid as the kernel tells it of a peer, for people.
+func pidText(pid int) string {
+	if pid == 0 {
+		return "outside of this process's pid namespace"
+	}
+	return fmt.Sprintf("pid %d", pid)
+}
+
 // allow says which peers are trusted. The zero value means this process's own
 // user and root, and those are trusted with any list; a peer on either list is,
-// too. Ids are as this process's user namespace sees them: 65534 stands for
-// every user that has no id here.
+// too. Ids are as this process's user namespace sees them; one that stands for
+// everybody without a number here trusts nobody, also where it is this process's.
 type allow struct {
 	UIDs []uint32 // effective user ids
 	GIDs []uint32 // effective group ids; supplementary groups do not count
+
+	Key      sharedKey     // whoever proves it is trusted too; nil: nobody
+	Patience time.Duration // how long a proof is waited for; 0: until the caller's context ends
 }
 
 // check returns nil, or an error that wraps ErrPermission and names p.
 func (a allow) check(p peer) error {
-	self := uint32(os.Geteuid())
-	if p.UID == 0 || p.UID == self || slices.Contains(a.UIDs, p.UID) || slices.Contains(a.GIDs, p.GID) {
+	return a.checkAs(uint32(os.Geteuid()), p, userIDs(), groupIDs())
+}
+
+// checkAs is check for a process of user self.
+func (a allow) checkAs(self uint32, p peer, users, groups idSpace) error {
+	trusted := p.UID == 0 || p.UID == self || slices.Contains(a.UIDs, p.UID)
+	switch {
+	case trusted && users.names(p.UID), slices.Contains(a.GIDs, p.GID) && groups.names(p.GID):
 		return nil
+	case !users.names(p.UID):
+		return fmt.Errorf("%w: the peer runs as uid %d (%s), which stands for everybody without a number in this user namespace (give both sides the same shared key)",
+			ErrPermission, p.UID, p.where())
 	}
-	return fmt.Errorf("%w: the peer runs as uid %d, gid %d (pid %d), which is neither root, nor uid %d, nor on the allow list",
-		ErrPermission, p.UID, p.GID, p.PID, self)
+	return fmt.Errorf("%w: the peer runs as uid %d, gid %d (%s), which is neither root, nor uid %d, nor on the allow list",
+		ErrPermission, p.UID, p.GID, p.where(), self)
+}
+
+// checkLists refuses what check would never go by.
+func (a allow) checkLists() error {
+	return errors.Join(userIDs().checkNames("AllowUIDs", a.UIDs), groupIDs().checkNames("AllowGIDs", a.GIDs))
+}
+
+// owners are the users whose directories are fit for a socket. With a key that may
+// be somebody without a number here, the host's root mostly: whoever is met there
+// has to prove the key.
+func (a allow) owners() []uint32 {
+	users := userIDs()
+	if a.Key == nil || users.full {
+		return a.UIDs
+	}
+	return append(slices.Clip(a.UIDs), users.overflow)
+}
+
+// options are those of the sockets that are answered by this protocol. With a key
+// everybody may connect whom the directory lets, since the numbers of those who
+// have it differ.
+func (a allow) options() unixOptions {
+	o := unixOptions{mode: 0o600, refuseRights: true, listen: true}
+	if a.Key != nil {
+		o.mode = 0o666
+	}
+	return o
 }
 
 // checkSocketPath refuses what no file can be at.
@@ -67,7 +117,7 @@ func checkSocketPath(path string) error {
 // connection to the process that serves there, which a allows; or, if nobody
 // does, ln with the identity of its file, and this process is the one that
 // others meet. The caller closes what it gets. The listener's socket has mode
-// 0600, takes no descriptors from clients where the kernel can refuse them
+// 0600, or 0666 with a key, takes no descriptors from clients where the kernel can refuse them
 // (Linux 6.16), and its Close leaves the file: see removeSocketFile.
 //
 // A process that is alive but can't take the connection yet is waited for until
@@ -79,18 +129,18 @@ func meet(ctx context.Context, path string, a allow) (ln *net.UnixListener, id f
 	if err := checkSocketPath(path); err != nil {
 		return nil, fileID{}, nil, err
 	}
-	if err := checkDirectory(path, a.UIDs...); err != nil {
+	if err := checkDirectory(path, a.owners()...); err != nil {
 		return nil, fileID{}, nil, err
 	}
 	for wait := newBackoff(); ; {
 		c, err = connect(ctx, path, a)
 		if errors.Is(err, ErrNobody) {
-			ln, id, err = listenControl(ctx, path, controlOptions)
+			ln, id, err = listenControl(ctx, path, a.options())
 			if errors.Is(err, unix.EADDRINUSE) {
 				err = errBusy // somebody came first: connect to that one
 			}
 		}
-		if !errors.Is(err, errBusy) {
+		if !passes(err) {
 			return ln, id, c, wait.outOfTime(err)
 		}
 		if err := wait.sleep(ctx, err); err != nil {
@@ -99,9 +149,6 @@ func meet(ctx context.Context, path string, a allow) (ln *net.UnixListener, id f
 	}
 }
 
-// controlOptions are those of the sockets that are answered by this protocol.
-var controlOptions = unixOptions{mode: 0o600, refuseRights: true, listen: true}
-
 // listenAlone is meet for a socket that is this process's only: it is an error if
 // anybody alive is at the path.
 func listenAlone(ctx context.Context, path string, a allow) (ln *net.UnixListener, id fileID, err error) {
@@ -109,10 +156,10 @@ func listenAlone(ctx context.Context, path string, a allow) (ln *net.UnixListene
 	if err := checkSocketPath(path); err != nil {
 		return nil, fileID{}, err
 	}
-	if err := checkDirectory(path, a.UIDs...); err != nil {
+	if err := checkDirectory(path, a.owners()...); err != nil {
 		return nil, fileID{}, err
 	}
-	ln, id, err = listenControl(ctx, path, controlOptions)
+	ln, id, err = listenControl(ctx, path, a.options())
 	if errors.Is(err, unix.EADDRINUSE) {
 		return nil, fileID{}, fmt.Errorf("another process is there, and each needs a self socket at a path of its own: %w", unix.EADDRINUSE)
 	}
@@ -143,7 +190,7 @@ func dial(ctx context.Context, path string, a allow) (c *conn, err error) {
 	}
 	for wait := newBackoff(); ; {
 		c, err = connect(ctx, path, a)
-		if !errors.Is(err, errBusy) {
+		if !passes(err) {
 			return c, wait.outOfTime(err)
 		}
 		if err := wait.sleep(ctx, err); err != nil {
@@ -152,10 +199,21 @@ func dial(ctx context.Context, path string, a allow) (c *conn, err error) {
 	}
 }
 
-// connect tries once, and says what is at path where nobody answers.
+// passes says whether it is worth trying again at once.
+func passes(err error) bool { return errors.Is(err, errBusy) || errors.Is(err, errUnproven) }
+
+// connect tries once, and says what is at path where nobody answers. With a key it
+// returns when that was proven, both ways, or need not be.
 func connect(ctx context.Context, path string, a allow) (*conn, error) {
 	if err := checkSocketFile(path); err != nil {
 		return nil, err
+	}
+	var before fileID
+	if a.Key != nil {
+		var err error
+		if before, _, err = identify(path); err != nil {
+			return nil, errUnproven // removed just now
+		}
 	}
 	var dialer net.Dialer
 	uc, err := dialer.DialContext(ctx, "unixpacket", path)
@@ -163,15 +221,29 @@ func connect(ctx context.Context, path string, a allow) (*conn, error) {
 		return nil, connectError(err)
 	}
 	c := newConn(uc.(*net.UnixConn))
-	p, err := c.peer()
-	if err == nil {
-		err = a.check(p)
-	}
-	if err != nil {
+	if err := a.admit(ctx, c, path, before); err != nil {
 		_ = c.Close()
 		return nil, err
 	}
 	return c, nil
+}
+
+// admit says whether the process at the other end of c is trusted. before is what
+// was at path before c was made.
+func (a allow) admit(ctx context.Context, c *conn, path string, before fileID) error {
+	p, err := c.peer()
+	if err != nil {
+		return err
+	}
+	byIDs := a.check(p)
+	if a.Key == nil {
+		return byIDs
+	}
+	after, isSocket, err := identify(path)
+	if err != nil || !isSocket || after != before {
+		return errUnproven // which one c leads to is not known
+	}
+	return a.prove(ctx, c, before, byIDs)
 }
 
 // connectError translates what connect(2) says; checkSocketFile has seen a
@@ -187,7 +259,7 @@ func connectError(err error) error {
 	case errors.Is(err, unix.EPROTOTYPE):
 		return ErrNotHandoff
 	case errors.Is(err, unix.EACCES), errors.Is(err, unix.EPERM):
-		return fmt.Errorf("%w: %w (run as root or as the user that serves there)", ErrPermission, errnoOf(err))
+		return fmt.Errorf("%w: %w (run as root or as the user that serves there; between user namespaces both need the same shared key)", ErrPermission, errnoOf(err))
 	}
 	return err
 }

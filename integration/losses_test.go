@@ -16,7 +16,7 @@ import (
 func (s *service) buildTool(name string) string {
 	s.t.Helper()
 	out := s.path(name)
-	b, err := exec.CommandContext(s.ctx(), "go", "build", "-o", out, "./"+name).CombinedOutput()
+	b, err := exec.CommandContext(s.t.Context(), "go", "build", "-o", out, "./"+name).CombinedOutput()
 	require.NoError(s.t, err, "%s", b)
 	return out
 }

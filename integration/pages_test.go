@@ -46,7 +46,7 @@ func (s *service) program(name, source string) string {
 		{"mod", "tidy"},
 		{"build", "-o", "app", "."},
 	} {
-		cmd := exec.CommandContext(s.ctx(), "go", args...)
+		cmd := exec.CommandContext(s.t.Context(), "go", args...)
 		cmd.Dir = dir
 		out, err := cmd.CombinedOutput()
 		require.NoError(s.t, err, "go %v: %s", args, out)

@@ -22,7 +22,7 @@ func TestProxySurvivesTwentyHandoffs(t *testing.T) {
 	const handoffs = 20
 	s := newService(t)
 	if raceEnabled { // with it two processors are not enough for this rate
-		plain, err := proc.Build(s.ctx(), t.TempDir(), false)
+		plain, err := proc.Build(t.Context(), t.TempDir(), false)
 		require.NoError(t, err)
 		s.binary = plain.Server
 	}

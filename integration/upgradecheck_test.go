@@ -70,7 +70,7 @@ func (s *service) backAt(run *load.Run, first *proc.Process, log string) {
 
 // A version whose check fails in the second round is taken back from, and no client notices that it was there.
 func TestCheckFailsInSecondRound(t *testing.T) {
-	s, first, run := inProbation(t, "20s")
+	s, first, run := inProbation(t, "8s")
 	told := s.path("told")
 	ctl, log := s.upgrading("--request-id", "bad", "--check-interval", "300ms",
 		"--check", "echo $HANDOFF_GENERATION $HANDOFF_REQUEST >>"+told,

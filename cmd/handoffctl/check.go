@@ -20,7 +20,7 @@ const checkTimeout = 2 * time.Second
 
 // Further words for --state, beyond the states' names.
 const (
-	checkReady = "ready" // serves, and no stop has begun
+	checkReady = "ready" // serves, no stop has begun, and clients reach its sockets
 	checkAlive = "alive" // answers
 )
 
@@ -36,7 +36,7 @@ of a container. Otherwise it asks the control socket, and it is enough that one
 generation of the service is in a wanted state. A --socket that is given goes
 before HANDOFF_SELF_SOCKET.
 
-  ready  it serves, and no stop has begun
+  ready  it serves, no stop has begun, and no socket's network is gone
   alive  it answers, whatever its state
   STATE  starting, standby, serving, parked, releasing, draining or revoked
 
@@ -53,7 +53,7 @@ a no to a container engine.`,
 				return &failure{code: exitUsage, text: "--socket and --self-socket name two different sockets", hint: "give one of them"}
 			}
 			if !control {
-				self = cmp.Or(self, os.Getenv("HANDOFF_SELF_SOCKET"))
+				self = cmp.Or(self, os.Getenv(handoff.EnvSelfSocket))
 			} else {
 				self = ""
 			}
@@ -119,7 +119,7 @@ func (a *app) check(ctx context.Context, c *handoff.Client, own bool, states []s
 	case own && errors.Is(err, handoff.ErrNobody):
 		err = &failure{
 			code: exitNobody, text: explain(err).text, err: err,
-			hint: "has the process ended, or was it started without --self-socket?",
+			hint: "has the process ended, or was it started without a self socket (--self-socket, HANDOFF_SELF_SOCKET)?",
 		}
 	case err == nil:
 		err = judge(r, st, own, states)
@@ -145,11 +145,15 @@ func judge(r *result, st *handoff.Status, own bool, states []string) error {
 	}
 	var found []string
 	for _, g := range asked {
-		found = append(found, situation(g))
+		if s := situation(g); len(g.NetworkGone) > 0 {
+			found = append(found, s+": "+strings.Join(g.NetworkGone, ", "))
+		} else {
+			found = append(found, s)
+		}
 	}
 	return &failure{
 		code: exitRefused, text: fmt.Sprintf("not %s: %s", strings.Join(states, " or "), cmp.Or(strings.Join(found, "; "), "no generation lives")),
-		hint: silenceRemedy(st),
+		hint: cmp.Or(silenceRemedy(st), goneRemedy(asked)),
 	}
 }
 
@@ -161,7 +165,7 @@ func isIn(word string, g handoff.GenerationStatus) bool {
 	}
 	switch word {
 	case checkReady:
-		return g.State == "serving" && !g.Stopping
+		return g.State == "serving" && !g.Stopping && len(g.NetworkGone) == 0
 	case checkAlive:
 		return true
 	}

@@ -20,16 +20,26 @@ func TestCheck(t *testing.T) {
 		generations string
 		answers     uint64 // the generation that does
 		stopping    bool   // is that one
+		gone        string // is the network of that socket of its
 		args        []string
 		service     string // what the control socket's answer is; "" is a no
 		own         string // what the private socket's is
 		not         string // where it is a no: what is said
+		hint        string // and advised
 	}{
 		{name: "serves", generations: "serving", answers: 1, service: "ready: generation 1 is serving", own: "ready: generation 1 is serving"},
 		{name: "serves, but is about to stop", generations: "serving", answers: 1, stopping: true, not: `not ready: generation 1 is serving \(stopping\)`},
 		{
 			name: "serves, but is about to stop: by its state", generations: "serving", answers: 1, stopping: true, args: []string{"--state=serving"},
 			service: "serving: generation 1 is serving (stopping)", own: "serving: generation 1 is serving (stopping)",
+		},
+		{
+			name: "out of its clients' reach", generations: "serving", answers: 1, gone: "tcp web",
+			not: `not ready: generation 1 is serving \(network gone\): tcp web`, hint: "stop the service, and start it where its clients are: .*",
+		},
+		{
+			name: "out of its clients' reach: by its state", generations: "serving", answers: 1, gone: "tcp web", args: []string{"--state=serving"},
+			service: "serving: generation 1 is serving (network gone)", own: "serving: generation 1 is serving (network gone)",
 		},
 		{name: "starts", generations: "starting", answers: 1, not: "not ready: generation 1 is starting"},
 		{name: "alive while it starts", generations: "starting", answers: 1, args: []string{"--state=alive"}, service: "alive: generation 1 is starting", own: "alive: generation 1 is starting"},
@@ -57,7 +67,11 @@ func TestCheck(t *testing.T) {
 			f.update(func(st *handoff.Status) {
 				st.Generations = gens(tt.generations).Generations
 				st.Generation, st.PID = tt.answers, 0
-				st.Generations[tt.answers-1].Stopping = tt.stopping
+				g := &st.Generations[tt.answers-1]
+				g.Stopping = tt.stopping
+				if tt.gone != "" {
+					g.Foreign, g.NetworkGone = 1, []string{tt.gone}
+				}
 			})
 			for socket, want := range map[string]string{"--socket": tt.service, "--self-socket": tt.own} {
 				got := ctl(t.Context(), append([]string{"check", socket, path}, tt.args...)...)
@@ -67,7 +81,11 @@ func TestCheck(t *testing.T) {
 				}
 				require.Equal(t, exitRefused, got.code, socket)
 				require.Empty(t, got.stdout)
-				require.Regexp(t, "^handoffctl: error: "+tt.not+"\n$", got.stderr)
+				lines := "^handoffctl: error: " + tt.not + "\n"
+				if tt.hint != "" {
+					lines += "handoffctl: hint: " + tt.hint + "\n"
+				}
+				require.Regexp(t, lines+"$", got.stderr)
 			}
 			require.Empty(t, f.asked(), "a probe only asks")
 		})
@@ -96,7 +114,7 @@ func TestCheckChooses(t *testing.T) {
 		{name: "none", code: exitUsage, stderr: "no control socket is named"},
 		{name: "an empty flag", socket: path, args: []string{"--self-socket="}, code: exitUsage, stderr: "--self-socket is empty"},
 		{name: "no such state", socket: path, args: []string{"--state=ready,gone"}, code: exitUsage, stderr: `"gone" must be one of ready, alive, starting`},
-		{name: "nobody at its own", args: []string{"--self-socket", self + "x"}, code: exitNobody, stderr: "(?s)hint: has the process ended, or was it started without --self-socket"},
+		{name: "nobody at its own", args: []string{"--self-socket", self + "x"}, code: exitNobody, stderr: "(?s)hint: has the process ended, or was it started without a self socket"},
 	}
 	for _, tt := range tests {
 		t.Run(tt.name, func(t *testing.T) {

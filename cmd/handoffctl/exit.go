@@ -72,7 +72,7 @@ var causes = []struct {
 	hint string
 }{
 	{handoff.ErrNobody, exitNobody, "start the service, or name its socket with --socket or HANDOFF_SOCKET"},
-	{handoff.ErrPermission, exitPermission, "run this as the service's user or as root, or name the service's user with --allow-uid"},
+	{handoff.ErrPermission, exitPermission, "run this as the service's user or as root, name the service's user with --allow-uid, or its key with --shared-key"},
 	{handoff.ErrNotHandoff, exitUsage, "--socket must name the path that the service was started with"},
 	{handoff.ErrNotSocket, exitUsage, "--socket must name the path that the service was started with"},
 	{handoff.ErrPathTooLong, exitUsage, ""},

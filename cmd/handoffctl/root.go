@@ -1,6 +1,7 @@
 package main
 
 import (
+	"cmp"
 	"fmt"
 	"io"
 	"os"
@@ -28,6 +29,7 @@ type app struct {
 	stdout, stderr io.Writer
 	socket         string
 	allowUIDs      []uint
+	keyFile        string // as the flag or the environment names it
 	json           bool
 	timeout        time.Duration
 }
@@ -54,6 +56,7 @@ func newRoot(a *app) *cobra.Command {
 	f.StringVar(&a.socket, "socket", "", "`PATH` of the service's control socket (default $HANDOFF_SOCKET)")
 	f.UintSliceVar(&a.allowUIDs, "allow-uid", nil, "user `ID` whose process may answer (default this user and root)")
 	f.Lookup("allow-uid").DefValue = "" // the text says it better than an empty list
+	f.StringVar(&a.keyFile, "shared-key", "", "`FILE` with the secret that the service has too (default $HANDOFF_SHARED_KEY)")
 	f.BoolVar(&a.json, "json", false, "print one JSON object")
 	root.SetFlagErrorFunc(func(cmd *cobra.Command, err error) error {
 		return &failure{code: exitUsage, text: err.Error(), hint: helpHint(cmd), err: err}
@@ -63,7 +66,7 @@ func newRoot(a *app) *cobra.Command {
 	root.SetHelpTemplate(usageTemplate)
 	root.AddCommand(
 		newStatus(a), newSockets(a), newUpgrade(a), newHandover(a), newRollback(a),
-		newWait(a), newStop(a), newDrain(a), newCheck(a), newVersion(a), newCompletion(a),
+		newWait(a), newStop(a), newDrain(a), newCheck(a), newDirectory(a), newVersion(a), newCompletion(a),
 	)
 	root.SetHelpCommand(newHelp(root))
 	return root
@@ -168,8 +171,18 @@ func (a *app) client(cmd *cobra.Command) (*handoff.Client, error) {
 		}
 		c.AllowUIDs = append(c.AllowUIDs, uint32(uid))
 	}
+	if a.keyFile = cmp.Or(a.keyFile, os.Getenv(envKeyFile)); a.keyFile != "" {
+		key, err := handoff.ReadKey(a.keyFile)
+		if err != nil {
+			return nil, &failure{code: exitUsage, text: fmt.Sprintf("the shared key can't be read: %v", err), hint: "--shared-key names the file that the service was started with", err: err}
+		}
+		c.Key = key
+	}
 	return c, nil
 }
+
+// envKeyFile names the file of the shared key, for server too.
+const envKeyFile = "HANDOFF_SHARED_KEY"
 
 // timeoutFlag adds --timeout to a command. The commands have defaults of their own, so they can't share a variable:
 // it would have the default of the command that was made last.

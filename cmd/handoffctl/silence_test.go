@@ -79,6 +79,7 @@ func TestBecause(t *testing.T) {
 	require.Equal(t, "unhealthy: it said so itself", because("rolled_back", "unhealthy"))
 	require.Equal(t, "died", because("rolled_back", "died"))
 	require.Equal(t, "silent", because("failed", "silent"))
+	require.Contains(t, because("failed", "foreign_netns"), "another network namespace")
 }
 
 // TestSilence: what each command says beside a silent incumbent in whose stead

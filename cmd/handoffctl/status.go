@@ -99,7 +99,7 @@ func (a *app) printStatus(st *handoff.Status) error {
 			}
 		}
 	}
-	for _, line := range movingLines(st) {
+	for _, line := range append(foreignLines(st), movingLines(st)...) {
 		if err := a.println(plain(line)); err != nil {
 			return err
 		}
@@ -151,8 +151,8 @@ func waitingLine(w handoff.WaitingStatus, now time.Time) string {
 	return fmt.Sprintf("%s (pid %d) has waited for %s: %s: %s", who, w.PID, age(now.Sub(w.Since).Seconds()), words(w.Reason), w.Text)
 }
 
-// stateWord adds what a waiting generation waits for, and that one is silent or
-// about to stop.
+// stateWord adds what a waiting generation waits for, and that one is silent, about
+// to stop, or was told to, or that its clients do not reach it.
 func stateWord(g handoff.GenerationStatus) string {
 	switch {
 	case isSilent(g):
@@ -161,6 +161,10 @@ func stateWord(g handoff.GenerationStatus) string {
 		return g.State + " (spare)"
 	case g.Stopping:
 		return g.State + " (stopping)"
+	case g.StopOwed:
+		return g.State + " (told to stop)"
+	case len(g.NetworkGone) > 0:
+		return g.State + " (network gone)"
 	}
 	return g.State
 }
@@ -209,6 +213,9 @@ func words(code string) string { return strings.ReplaceAll(code, "_", " ") }
 // because tells a reason for people. The code itself is in it, since that is
 // what docs/errors.md lists.
 func because(outcome, reason string) string {
+	if reason == "foreign_netns" {
+		return "foreign netns: it runs in another network namespace than the sockets; let both versions share one, or start it with --allow-foreign-netns"
+	}
 	if outcome == handoff.OutcomeRolledBack {
 		switch reason {
 		case "silent":
@@ -224,6 +231,9 @@ func newSockets(a *app) *cobra.Command {
 	cmd := &cobra.Command{
 		Use:   "sockets",
 		Short: "List the sockets and files that the answering process holds",
+		Long: `A foreign socket lives in another network namespace than the process
+(--allow-foreign-netns). Its network is gone when no client reaches it there any
+more, as after the end of the container that the namespace was made for.`,
 		Example: `  handoffctl sockets
   handoffctl --socket /run/app/control.sock sockets
   handoffctl sockets --json | jq -r '.sockets[].address'`,
@@ -253,11 +263,7 @@ func (a *app) sockets(ctx context.Context, c *handoff.Client) error {
 	}
 	rows := [][]string{{"INDEX", "NAME", "NETWORK", "ADDRESS", "STATE"}}
 	for _, s := range list {
-		state := s.State
-		if s.Exclusive {
-			state += ", exclusive"
-		}
-		rows = append(rows, []string{strconv.Itoa(s.Index), s.Name, s.Network, s.Address, state})
+		rows = append(rows, []string{strconv.Itoa(s.Index), s.Name, s.Network, s.Address, socketState(s)})
 	}
 	return a.printTable(rows)
 }

@@ -7,14 +7,11 @@ import (
 	"io"
 	"os"
 	"os/exec"
-	"path/filepath"
 	"runtime"
 	"strconv"
 	"strings"
 	"syscall"
 	"time"
-
-	"github.com/fdhandoff/handoff/handoff"
 )
 
 // A trial is a shell command that says by its exit code whether the next version
@@ -67,13 +64,11 @@ func startTrial(command string, env []string, show func(string)) (*child, error)
 
 // tryCMD starts a trial of the generation that CMD is.
 func (u *upgrade) tryCMD(command string, generation uint64, show func(string)) (*child, error) {
-	socket, err := filepath.Abs(u.f.c.Socket)
+	env, err := u.environment()
 	if err != nil {
 		return nil, err
 	}
-	return startTrial(command, []string{
-		handoff.EnvSocket + "=" + socket, handoff.EnvRequest + "=" + u.t.request, "HANDOFF_GENERATION=" + strconv.FormatUint(generation, 10),
-	}, show)
+	return startTrial(command, append(env, "HANDOFF_GENERATION="+strconv.FormatUint(generation, 10)), show)
 }
 
 // showLine prints what a trial wrote.

@@ -26,9 +26,9 @@ func newUpgrade(a *app) *cobra.Command {
 		Use:   "upgrade [flags] -- CMD [ARG...]",
 		Short: "Start the next version and wait until it has taken over",
 		Long: `CMD is the server itself, or something that starts it elsewhere and exits 0.
-It runs in a session of its own, with HANDOFF_SOCKET and HANDOFF_REQUEST set,
-and outlives this command. A standby is told to serve, unless --wait=standby.
-Where nobody serves yet, CMD becomes the first generation.
+It runs in a session of its own, with HANDOFF_SOCKET, HANDOFF_REQUEST and any
+HANDOFF_SHARED_KEY set, and outlives this command. A standby is told to serve,
+unless --wait=standby. Where nobody serves yet, CMD becomes the first generation.
 
 Before the commit, a failure or --timeout ends the attempt: the request is
 withdrawn and CMD is ended (exit 1). After it, --timeout ends only the waiting
@@ -200,12 +200,25 @@ func (u *upgrade) mayStart() error {
 	return nil
 }
 
-func (u *upgrade) start(path string) error {
+// environment is what CMD, and what tries it, has to know.
+func (u *upgrade) environment() ([]string, error) {
 	socket, err := filepath.Abs(u.f.c.Socket)
+	if err != nil {
+		return nil, err
+	}
+	env := []string{handoff.EnvSocket + "=" + socket, handoff.EnvRequest + "=" + u.t.request}
+	if u.a.keyFile == "" {
+		return env, nil
+	}
+	key, err := filepath.Abs(u.a.keyFile)
+	return append(env, envKeyFile+"="+key), err
+}
+
+func (u *upgrade) start(path string) error {
+	env, err := u.environment()
 	if err != nil {
 		return err
 	}
-	env := []string{handoff.EnvSocket + "=" + socket, handoff.EnvRequest + "=" + u.t.request}
 	if len(u.prechecks.commands) > 0 {
 		env = append(env, handoff.EnvTakeover+"=standby")
 	}

@@ -170,6 +170,10 @@ func changes(before, now *handoff.Status) (notes []string) {
 			note("%d: %s to %s", g.Generation, stateWord(*old), stateWord(g))
 		case !old.Stopping && g.Stopping:
 			note("%d stops", g.Generation)
+		case len(old.NetworkGone) == 0 && len(g.NetworkGone) > 0:
+			note("the network of %d is gone: %s", g.Generation, strings.Join(g.NetworkGone, ", "))
+		case len(old.NetworkGone) > 0 && len(g.NetworkGone) == 0:
+			note("the network of %d is back", g.Generation)
 		}
 	}
 	for _, g := range now.Generations {

@@ -5,6 +5,7 @@ import (
 	"encoding/json"
 	"fmt"
 	"net/http"
+	"strings"
 	"time"
 
 	"github.com/fdhandoff/handoff/handoff"
@@ -14,6 +15,7 @@ import (
 type adminSource interface {
 	State() handoff.State
 	Ending() bool
+	NetworkGone() []string
 	Status(context.Context) (*handoff.Status, error)
 }
 
@@ -71,6 +73,9 @@ func notReady(p adminSource) string {
 	case handoff.StateServing, handoff.StateParked, handoff.StateReleasing, handoff.StateDraining:
 		if p.Ending() {
 			return "it is about to stop"
+		}
+		if gone := p.NetworkGone(); len(gone) > 0 {
+			return "the network of " + strings.Join(gone, ", ") + " is gone"
 		}
 		return ""
 	default:

@@ -16,11 +16,13 @@ import (
 type fakeProcess struct {
 	state  handoff.State
 	ending bool
+	gone   []string
 	err    error
 }
 
-func (f fakeProcess) State() handoff.State { return f.state }
-func (f fakeProcess) Ending() bool         { return f.ending }
+func (f fakeProcess) State() handoff.State  { return f.state }
+func (f fakeProcess) Ending() bool          { return f.ending }
+func (f fakeProcess) NetworkGone() []string { return f.gone }
 func (f fakeProcess) Status(context.Context) (*handoff.Status, error) {
 	return &handoff.Status{Schema: handoff.StatusSchema, Generation: 7}, f.err
 }
@@ -29,21 +31,23 @@ func TestReadiness(t *testing.T) {
 	for _, tc := range []struct {
 		state  handoff.State
 		ending bool
+		gone   []string
 		want   string // "" is ready
 	}{
-		{handoff.StateStarting, false, "it does not serve: it is starting"},
-		{handoff.StateStandby, false, "it does not serve: it is standby"},
-		{handoff.StateServing, false, ""},
-		{handoff.StateServing, true, "it is about to stop"},
-		{handoff.StateParked, false, ""},
-		{handoff.StateReleasing, false, ""},
-		{handoff.StateDraining, false, ""},
-		{handoff.StateDraining, true, "it is about to stop"},
-		{handoff.StateRevoked, false, "it does not serve: it is revoked"},
-		{handoff.StateGone, false, "it does not serve: it is gone"},
+		{handoff.StateStarting, false, nil, "it does not serve: it is starting"},
+		{handoff.StateStandby, false, nil, "it does not serve: it is standby"},
+		{handoff.StateServing, false, nil, ""},
+		{handoff.StateServing, true, nil, "it is about to stop"},
+		{handoff.StateServing, false, []string{"tcp web", "udp dns"}, "the network of tcp web, udp dns is gone"},
+		{handoff.StateParked, false, nil, ""},
+		{handoff.StateReleasing, false, nil, ""},
+		{handoff.StateDraining, false, nil, ""},
+		{handoff.StateDraining, true, nil, "it is about to stop"},
+		{handoff.StateRevoked, false, nil, "it does not serve: it is revoked"},
+		{handoff.StateGone, false, nil, "it does not serve: it is gone"},
 	} {
 		rec := httptest.NewRecorder()
-		newAdmin(fakeProcess{state: tc.state, ending: tc.ending}, info).ServeHTTP(rec, httptest.NewRequest("GET", "/readyz", nil))
+		newAdmin(fakeProcess{state: tc.state, ending: tc.ending, gone: tc.gone}, info).ServeHTTP(rec, httptest.NewRequest("GET", "/readyz", nil))
 		if tc.want == "" {
 			require.Equal(t, http.StatusOK, rec.Code, tc.state)
 			require.Equal(t, "ok\n", rec.Body.String())

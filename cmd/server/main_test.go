@@ -57,6 +57,34 @@ func TestMoveIdle(t *testing.T) {
 	}
 }
 
+// TestSharedKey: the key is the file's, and a file that everybody may read is told of.
+func TestSharedKey(t *testing.T) {
+	path := filepath.Join(t.TempDir(), "key")
+	require.NoError(t, os.WriteFile(path, []byte("0123456789abcdef\n"), 0o600))
+	args := strings.Fields("--socket s --http :0 --shared-key " + path)
+	for mode, open := range map[os.FileMode]bool{0o600: false, 0o440: false, 0o444: true} {
+		require.NoError(t, os.Chmod(path, mode))
+		o, err := loadOptions(args, nil)
+		require.NoError(t, err)
+		require.Equal(t, "0123456789abcdef", string(o.config.Key))
+		require.Equal(t, open, o.openKey, "%04o", mode)
+	}
+	o, err := loadOptions(args[:4], []string{"HANDOFF_SHARED_KEY=" + path})
+	require.NoError(t, err)
+	require.Equal(t, "0123456789abcdef", string(o.config.Key))
+	require.NoError(t, os.Chmod(path, 0o600))
+	require.NoError(t, os.WriteFile(path, []byte("too short\n"), 0o600))
+	_, err = loadOptions(args, nil)
+	require.ErrorContains(t, err, "--shared-key: "+path+": a shared key has 16 to 4096 bytes, not 9")
+
+	// The log has it before anything else can go wrong.
+	require.NoError(t, os.WriteFile(path, []byte("0123456789abcdef"), 0o600))
+	require.NoError(t, os.Chmod(path, 0o444))
+	var out, errs bytes.Buffer
+	require.Equal(t, exitFailed, run(strings.Fields("--socket /dev/null --http 127.0.0.1:0 --shared-key "+path), &out, &errs))
+	require.Contains(t, errs.String(), "everybody may read the file of the shared key")
+}
+
 // TestZeroDurations: 0 is what it says, where the library's zero value is a default.
 func TestZeroDurations(t *testing.T) {
 	o, err := loadOptions(strings.Fields("--socket s --http :0"), nil)
@@ -105,6 +133,8 @@ func TestUsageErrors(t *testing.T) {
 		{"--socket s --http :1 --ready-timeout 0", "too short"},
 		{"--socket s --http :1 --step-timeout 0", "too short"},
 		{"--socket s --http :1 --heartbeat -1s", "too short"},
+		{"--socket s --http :1 --shared-key /no/such", "--shared-key: open /no/such: no such file"},
+		{"--socket s --http :1 --shared-key /dev/null", "--shared-key: /dev/null: the file of a shared key is a regular one"},
 		{"--socket s --http :1 --max-draining -1", "is negative (0: any number)"},
 		{"--socket s --http :1 --move-idle=no-not-that", "--move-idle"},
 		{"--socket s --http :1 --no-such-flag", "no-such-flag"},

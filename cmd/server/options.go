@@ -22,6 +22,7 @@ type options struct {
 	echoes      echoes
 	site        site
 	cert, key   string
+	openKey     bool            // everybody may read the file of the shared key
 	admin       *handoff.Socket // nil: none
 	preview     preview
 
@@ -44,12 +45,12 @@ func loadOptions(args, environ []string) (options, error) {
 	}
 	var err error
 	o.strange, err = s.read(environ)
-	o.config = handoff.Config{Socket: s.socket, SelfSocket: s.selfSocket, Label: s.label, Takeover: s.takeover}
+	o.config = handoff.Config{Socket: s.socket, SelfSocket: s.selfSocket, Label: s.label, Takeover: s.takeover, AllowForeignNetns: s.foreignNetns}
 	if err == nil { // or what is missing may be what was not understood
 		err = o.missing()
 	}
 	err = errors.Join(
-		err, o.readDurations(), o.readAddresses(), o.readSite(), o.readCertificate(), o.readLog())
+		err, o.readKey(), o.readDurations(), o.readAddresses(), o.readSite(), o.readCertificate(), o.readLog())
 	if err == nil {
 		err = o.config.Validate()
 	}
@@ -66,6 +67,21 @@ func (o *options) missing() error {
 		errs = append(errs, errors.New("--http is missing: there is nothing to serve (nor is there --https, --tcp-echo or --udp-echo)"))
 	}
 	return errors.Join(errs...)
+}
+
+func (o *options) readKey() error {
+	s := o.schema
+	if s.sharedKey == "" {
+		return nil
+	}
+	var err error
+	if o.config.Key, err = handoff.ReadKey(s.sharedKey); err != nil {
+		return fmt.Errorf("%s: %w", s.where("shared-key"), err)
+	}
+	if info, err := os.Stat(s.sharedKey); err == nil {
+		o.openKey = info.Mode().Perm()&0o004 != 0
+	}
+	return nil
 }
 
 func (o *options) readDurations() error {

@@ -28,6 +28,7 @@ type values struct {
 	checkConfig, version bool
 
 	socket, label string
+	sharedKey     string
 	takeover      handoff.Takeover
 	readyTimeout  time.Duration
 	probation     time.Duration
@@ -36,6 +37,7 @@ type values struct {
 	killSilent    time.Duration
 	maxDraining   int
 	moveIdle      bool
+	foreignNetns  bool
 
 	http, https, tcpEcho, udpEcho []string
 	cert, key                     string
@@ -70,6 +72,7 @@ func newSchema() *schema {
 
 	s.group("Handing over", func(f *pflag.FlagSet) {
 		f.StringVar(&s.socket, "socket", "", "control socket, one path per service")
+		f.StringVar(&s.sharedKey, "shared-key", "", "`file` with a secret that both sides have, for those whose users can't be\ncompared, as in containers with user namespaces; whoever the directory of\n--socket lets may connect then")
 		f.StringVar(&s.label, "label", "", "name of this version in logs, status and pages")
 		f.TextVar(&s.takeover, "takeover", handoff.Auto, "when to take over: auto, standby, spare or never")
 		f.DurationVar(&s.readyTimeout, "ready-timeout", 30*time.Second, "how long a successor may take to become ready")
@@ -79,6 +82,7 @@ func newSchema() *schema {
 		f.DurationVar(&s.killSilent, "kill-silent", 0, "how long an incumbent may be alive but silent before this successor ends it;\n2s at least (default: for ever)")
 		f.IntVar(&s.maxDraining, "max-draining", 0, "how many older generations may drain at the same time; further successors\nare told busy (default: any number)")
 		f.BoolVar(&s.moveIdle, "move-idle", true, "move idle keep-alive connections of --http to the next version, and take\nthose of the version before")
+		f.BoolVar(&s.foreignNetns, "allow-foreign-netns", false, "serve sockets that live in another network namespace, and open others there\n(CAP_NET_ADMIN, CAP_SYS_ADMIN); they die with that network")
 		f.StringVar(&s.preview, "preview", "", "private `address` on which a successor serves until it takes over;\nnever handed over")
 	})
 	s.group("Where to serve (repeatable; [NAME=]ADDR, where ADDR is host:port or unix:/path,\nand NAME, or ADDR as written, is its name from version to version)", func(f *pflag.FlagSet) {

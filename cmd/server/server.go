@@ -41,6 +41,9 @@ func (s *server) run() int {
 	if len(s.options.strange) > 0 {
 		s.log.Warn("environment variables that look like this server's mean nothing to it", "names", s.options.strange)
 	}
+	if s.options.openKey {
+		s.log.Warn("everybody may read the file of the shared key", "file", s.options.schema.sharedKey, "hint", "chmod o-r, unless nobody else lives where the file is seen")
+	}
 	report, err := s.serve()
 	code := exitCode(report, err)
 	log := s.logger()
