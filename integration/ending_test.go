@@ -126,7 +126,7 @@ func TestWatchThroughAHandoff(t *testing.T) {
 	s.upgrade("v2", nil)
 	sees(` \| .*generation 2 .*v2\) came`)
 	sees(`  1 parked.* \| .*1: serving to parked`)
-	sees(`; 2 serving.* \| .*2: (starting|standby) to serving`)
+	sees(`; 2 serving.* \| .*(2: (starting|standby) to serving|generation 2 .*v2\) came)`)
 	sees(` \| .*generation 2 .*v2\) answers`)
 	sees(`  2 serving.* \| .*1 is gone`)
 	s.must("stop")

@@ -190,7 +190,8 @@ func changes(before, now *handoff.Status) (notes []string) {
 			note("%d is gone", g.Generation)
 		}
 	}
-	if l := now.Last; l != nil && (before.Last == nil || before.Last.ID != l.ID || before.Last.To != l.To || before.Last.Outcome != l.Outcome) {
+	// The first of a chain has taken over from nobody (From is 0).
+	if l := now.Last; l != nil && l.From > 0 && (before.Last == nil || before.Last.ID != l.ID || before.Last.To != l.To || before.Last.Outcome != l.Outcome) {
 		s := fmt.Sprintf("handoff %d to %d %s", l.From, l.To, words(l.Outcome))
 		if l.Reason != "" {
 			s += ": " + because(l.Outcome, l.Reason)

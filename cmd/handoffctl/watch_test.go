@@ -101,10 +101,14 @@ func TestWatch(t *testing.T) {
 	)
 	f.close()
 	says("nobody answers at the socket")
-	g, err := startFake(path, handoff.GenerationStatus{Generation: 1, State: "serving"}, script{})
+	g, err := startFake(path, handoff.GenerationStatus{Generation: 1, State: "starting"}, script{})
 	require.NoError(t, err)
 	t.Cleanup(g.close)
-	says("1 serving | generation 1 answers")
+	play(t, g, func(st *handoff.Status) {
+		st.Generations[0].State = "serving"
+		st.Last = &handoff.HandoffStatus{To: 1, Outcome: "released"} // from nobody: no handoff
+	})
+	says("1 starting | generation 1 answers", "1 serving | 1: starting to serving")
 	cancel()
 	require.Equal(t, exitDone, <-code)
 	require.Empty(t, stderr.String())

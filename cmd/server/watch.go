@@ -20,7 +20,8 @@ type watcher struct {
 	w     *fsnotify.Watcher
 	quiet time.Duration // for which nothing must happen before it tells
 	most  time.Duration // after which it tells although something happens all the time
-	done  chan struct{}
+	stop  chan struct{} // closed to end it
+	done  chan struct{} // closed when it has ended
 
 	names map[string]bool // what is on the way to a file, links included
 }
@@ -42,7 +43,7 @@ func watchFilesWithin(quiet, most time.Duration, paths func() []string, moved <-
 	if err != nil {
 		return nil, os.NewSyscallError("inotify_init1", err)
 	}
-	w := &watcher{w: notify, quiet: quiet, most: most, done: make(chan struct{})}
+	w := &watcher{w: notify, quiet: quiet, most: most, stop: make(chan struct{}), done: make(chan struct{})}
 	if err := w.follow(paths()); err != nil {
 		notify.Close()
 		return nil, err
@@ -60,10 +61,9 @@ func (w *watcher) run(paths func() []string, moved <-chan struct{}, changed func
 	var first time.Time // when what is to be told began; zero: nothing is
 	for {
 		select {
-		case ev, ok := <-w.w.Events:
-			if !ok {
-				return
-			}
+		case <-w.stop:
+			return
+		case ev := <-w.w.Events:
 			if !w.names[ev.Name] {
 				continue
 			}
@@ -74,9 +74,7 @@ func (w *watcher) run(paths func() []string, moved <-chan struct{}, changed func
 			continue
 		case err := <-w.w.Errors:
 			// Events were lost, if it is an overflow: anything may have happened.
-			if err != nil {
-				failed(err)
-			}
+			failed(err)
 			first = time.Now()
 			timer.Reset(w.quiet)
 			continue
@@ -123,8 +121,9 @@ func (w *watcher) follow(files []string) error {
 
 // close ends it. changed is not called any more when it returns.
 func (w *watcher) close() {
-	w.w.Close()
+	close(w.stop)
 	<-w.done
+	w.w.Close() // not before: adding a directory to a closed one fails, and would be reported
 }
 
 // maxLinks is how many symbolic links the kernel follows (path_resolution(7)).
