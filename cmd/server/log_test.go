@@ -9,7 +9,6 @@ import (
 	"os"
 	"os/exec"
 	"path/filepath"
-	"runtime"
 	"strings"
 	"testing"
 
@@ -140,12 +139,12 @@ func TestGoroutineDump(t *testing.T) {
 	var out bytes.Buffer
 	log, err := openLog(options{}, &out)
 	require.NoError(t, err)
-	end := make(chan struct{})
+	begun, end := make(chan struct{}), make(chan struct{})
 	defer close(end)
 	for range 5 {
-		go waitForTheEnd(end)
+		go waitForTheEnd(begun, end)
+		<-begun
 	}
-	runtime.Gosched()
 	log.goroutines(log.Logger)
 	before, dump, ok := strings.Cut(out.String(), "\n")
 	require.True(t, ok)
@@ -155,4 +154,7 @@ func TestGoroutineDump(t *testing.T) {
 	require.Contains(t, lines[len(lines)-1], "end of the goroutines")
 }
 
-func waitForTheEnd(end <-chan struct{}) { <-end }
+func waitForTheEnd(begun chan<- struct{}, end <-chan struct{}) {
+	begun <- struct{}{}
+	<-end
+}
