@@ -377,6 +377,11 @@ func TestRootSpareInAForeignNetwork(t *testing.T) {
 // The end of a container's network is noticed, where the kernel reports no error.
 func TestRootNetworkGone(t *testing.T) {
 	inLab(t, func(l *lab) {
+		noticed := func(p *Process, sockets int) {
+			l.t.Helper()
+			l.until("noticed", func() bool { return len(p.NetworkGone()) == sockets })
+			p.ask(func() {}) // until it has said so, too
+		}
 		l.container("a")
 		l.ip("-n a addr add 10.9.0.3/24 dev eth0")
 		var log book
@@ -391,7 +396,7 @@ func TestRootNetworkGone(t *testing.T) {
 
 		// One address: what is bound to it.
 		l.ip("-n a addr del 10.9.0.3/24 dev eth0")
-		l.until("noticed", func() bool { return len(two.NetworkGone()) == 1 })
+		noticed(two, 1)
 		require.Equal(t, []string{"tcp 10.9.0.3:8081"}, two.NetworkGone())
 		require.Equal(t, "10.9.0.3 is on no interface there", l.info("10.9.0.3:8081").NetworkGone)
 		require.Equal(t, "2", asked(t, tcpAddr(insideAddress, 8081)))
@@ -399,7 +404,7 @@ func TestRootNetworkGone(t *testing.T) {
 		// All of it, with nothing that fails.
 		st := l.status()
 		l.unwire("a")
-		l.until("noticed", func() bool { return len(two.NetworkGone()) == 4 })
+		noticed(two, 4)
 		require.Equal(t, StateServing, two.State())
 		_, err := net.DialTimeout("tcp", insideAddress+":8080", 100*time.Millisecond)
 		require.Error(t, err)
@@ -418,18 +423,18 @@ func TestRootNetworkGone(t *testing.T) {
 		}
 		l.ready(three)
 		l.wait(two)
-		l.until("noticed", func() bool { return len(three.NetworkGone()) == 4 })
+		noticed(three, 4)
 
 		// And back.
 		l.wire("a")
-		l.until("noticed", func() bool { return len(three.NetworkGone()) == 1 })
+		noticed(three, 1)
 		require.Equal(t, []string{"tcp 10.9.0.3:8081"}, three.NetworkGone())
 		require.Contains(t, log3.String(), `level=INFO msg="the network of sockets is back"`)
 		require.Equal(t, "3", asked(t, tcpAddr(insideAddress, 8080)))
 
 		// The other end is down: it has no carrier.
 		l.ip("link set to-a down")
-		l.until("noticed", func() bool { return len(three.NetworkGone()) == 4 })
+		noticed(three, 4)
 		require.Equal(t, "no interface there has a carrier", l.info(":8080").NetworkGone)
 		require.Equal(t, 2, strings.Count(log3.String(), "level=ERROR"), "said once each time:\n%s", log3.String())
 	})
