@@ -6,6 +6,7 @@ import (
 	"net"
 	"os"
 	"slices"
+	"strings"
 
 	"golang.org/x/sys/unix"
 )
@@ -265,4 +266,27 @@ func (p *Process) openFile(name string, open func() (*os.File, error)) (*os.File
 	}
 	set.claimed = append(set.claimed, &socket{item: manifestItem{Name: name, Kind: kindFile}, d: d, index: -1})
 	return f, nil
+}
+
+// checkClaim refuses to succeed what is another service, as far as that can be told:
+// everything that it serves would be closed.
+func (p *Process) checkClaim() error {
+	select {
+	case <-p.done:
+		return nil // its end says more
+	default:
+	}
+	if p.cfg.AllowNoClaim {
+		return nil
+	}
+	set := &p.sockets
+	set.mu.Lock()
+	defer set.mu.Unlock()
+	if slices.ContainsFunc(set.claimed, func(s *socket) bool { return s.index >= 0 }) {
+		return nil
+	}
+	if offered := slices.Concat(set.givenUp, set.unclaimed); len(offered) > 0 {
+		return fmt.Errorf("%w: %s", ErrNoClaim, strings.Join(clipList(socketNames(offered)), ", "))
+	}
+	return nil
 }

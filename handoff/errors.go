@@ -53,6 +53,10 @@ var (
 	// limit of open files; the numbers are behind it.
 	ErrOpenFiles = errors.New("too few open files are allowed")
 
+	// ErrNoClaim: this program has asked for none of the incumbent's sockets, which
+	// are listed behind it, and Config.AllowNoClaim is false.
+	ErrNoClaim = errors.New("nothing of the incumbent's would be served on (another service needs another control socket; if these may be closed, start with --allow-no-claim)")
+
 	// ErrSilent: somebody holds the control socket and says nothing. It is
 	// never taken for dead.
 	ErrSilent = errors.New("the incumbent is connected but says nothing (it may be stopped or hung: look at that process, and end it if it stays so)")

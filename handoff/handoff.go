@@ -139,6 +139,12 @@ type Config struct {
 	// Linux 5.14) every socket counts as this namespace's.
 	AllowForeignNetns bool
 
+	// AllowNoClaim lets this program succeed an incumbent of whose sockets and files it
+	// claims none, as where a service's only address changes: they are closed at
+	// release, and their clients refused. false is ErrNoClaim from Ready instead, because
+	// it is usually another service, started with this one's control socket.
+	AllowNoClaim bool
+
 	// Key is a secret that both sides have. A peer whose ids say that it may is
 	// trusted without; any other must prove it, and so must this process where it
 	// asks. It is for processes in different user namespaces, in which the ids can't
@@ -413,7 +419,8 @@ func (p *Process) File(name string, open func() (*os.File, error)) (*os.File, er
 // Config.Checks are run before anything is told. The error is ErrCheck, with
 // the name and error of each one that did not pass, and nothing has changed
 // then either; nor with ErrOpenFiles, which says that the incumbent's connections
-// would not fit this process's limit of open files. Those that passed together are not run again by another call. As a
+// would not fit this process's limit of open files, nor with ErrNoClaim, which says
+// that this program asked for none of the incumbent's sockets. Those that passed together are not run again by another call. As a
 // successor their time is a part of the incumbent's ReadyTimeout.
 func (p *Process) Ready(ctx context.Context) error {
 	if ctx.Err() != nil {
@@ -421,7 +428,7 @@ func (p *Process) Ready(ctx context.Context) error {
 	}
 	err := p.runChecks(ctx)
 	if err == nil {
-		err = p.checkRoom()
+		err = cmp.Or(p.checkClaim(), p.checkRoom())
 	}
 	p.mu.Lock()
 	p.unready = ""

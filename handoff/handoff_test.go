@@ -161,6 +161,8 @@ func ask(a net.Addr) (string, error) {
 }
 
 func probation(cfg *Config) { cfg.Probation = time.Hour }
+func noClaim(cfg *Config)   { cfg.AllowNoClaim = true }
+
 func mode(m Takeover) func(*Config) {
 	return func(cfg *Config) { cfg.Takeover = m }
 }
@@ -511,7 +513,7 @@ func TestReadyTimeoutRevokesTheSuccessor(t *testing.T) {
 	require.ErrorIs(t, two.Err(), ErrRevoked)
 	require.ErrorIs(t, two.Ready(c.ctx), ErrRevoked)
 	require.Equal(t, "1", asked(t, ln.Addr()))
-	c.ready(c.start("three"))
+	c.ready(c.start("three", noClaim))
 	c.wait(one)
 }
 

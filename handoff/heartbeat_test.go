@@ -174,7 +174,7 @@ func TestStandbyOfAHangingIncumbent(t *testing.T) {
 func TestWatchThroughSilence(t *testing.T) {
 	c := newChain(t)
 	one, _ := c.serve("one", probation, beats, func(cfg *Config) { cfg.StepTimeout = time.Second })
-	two := c.start("two", mode(Standby), beats)
+	two := c.start("two", mode(Standby), beats, noClaim)
 	go two.Ready(c.ctx)
 	c.reach(two, StateStandby)
 	goOn := c.hang(one)
@@ -451,7 +451,7 @@ func TestUnhealthy(t *testing.T) {
 	t.Run("before it serves", func(t *testing.T) {
 		c := newChain(t)
 		_, ln := c.serve("one", probation)
-		two := c.start("two", mode(Standby))
+		two := c.start("two", mode(Standby), noClaim)
 		ready := make(chan error, 1)
 		go func() { ready <- two.Ready(c.ctx) }()
 		c.reach(two, StateStandby)

@@ -99,13 +99,6 @@ func listNetns(at map[uint64][]*socket) string {
 	return strings.Join(parts, "; ")
 }
 
-func socketNames(all []*socket) (names []string) {
-	for _, s := range all {
-		names = append(names, s.String())
-	}
-	return names
-}
-
 // lackOf says that a capability is missing over the namespace of the service's
 // sockets. Never is a socket opened here in the place of one there.
 func lackOf(capability string, err error) error {

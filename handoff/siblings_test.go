@@ -64,7 +64,7 @@ func sibling(t *testing.T, role string) {
 		return
 	}
 	defer p.Close()
-	ln, err := p.ListenSocket(c.ctx, Socket{Name: "web", Network: "tcp", Address: "127.0.0.1:0"})
+	ln, err := p.Listen(c.ctx, "tcp", "127.0.0.1:0")
 	require.NoError(t, err)
 	c.serveOn(p, ln, &http.Server{Handler: named(label)})
 	ready := make(chan error, 1)

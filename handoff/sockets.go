@@ -58,6 +58,13 @@ func (s *socket) String() string {
 	return fmt.Sprintf("%s %s (%s)", s.item.family(), s.item.Name, s.item.Local)
 }
 
+func socketNames(all []*socket) (names []string) {
+	for _, s := range all {
+		names = append(names, s.String())
+	}
+	return names
+}
+
 // exclusive says whether some socket must never have two owners.
 func (set *socketSet) exclusive() bool {
 	set.mu.Lock()

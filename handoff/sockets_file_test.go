@@ -134,7 +134,7 @@ func TestFileNotAskedFor(t *testing.T) {
 	two.Close()
 
 	// Listed, but not claimed: reported on both sides and closed here.
-	three := c.start("three", asks("log"))
+	three := c.start("three", asks("log"), noClaim)
 	c.ready(three)
 	require.Equal(t, []string{"file log"}, three.Unclaimed())
 	one.Stop()

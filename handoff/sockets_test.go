@@ -103,7 +103,7 @@ func TestInheritedOrFresh(t *testing.T) {
 			c.ready(one)
 			port := bound[strings.LastIndex(bound, ":")+1:]
 			tc.new.Address = strings.NewReplacer("BOUND", bound, "PORT", port, "DIR", dir).Replace(tc.new.Address)
-			two := c.start("two")
+			two := c.start("two", noClaim)
 			local, got := c.open(two, tc.new)
 			if tc.inherited {
 				require.Equal(t, inode, got)
@@ -120,6 +120,65 @@ func TestInheritedOrFresh(t *testing.T) {
 			}
 		})
 	}
+}
+
+// Another service that was given this one's control socket does not take its place:
+// all that is served would be closed.
+func TestNothingIsClaimed(t *testing.T) {
+	for _, tc := range []struct {
+		name string
+		mode Takeover
+		asks func(c *chain, p *Process)
+		want string // of what the error lists
+	}{
+		{"nothing is asked for", Auto, func(*chain, *Process) {}, "tcp 127.0.0.1:0 ("},
+		{"another address", Auto, func(c *chain, p *Process) { c.listen(p, "tcp", "127.0.0.3:0") }, "tcp 127.0.0.1:0 ("},
+		{"closed again", Standby, func(c *chain, p *Process) { c.listen(p, "tcp", "127.0.0.1:0").Close() }, "tcp 127.0.0.1:0 ("},
+		{"a spare", Spare, func(c *chain, p *Process) { c.listen(p, "tcp", "127.0.0.3:0") }, "tcp 127.0.0.1:0 ("},
+	} {
+		t.Run(tc.name, func(t *testing.T) {
+			c := newChain(t)
+			one, ln := c.serve("one", probation)
+			two := c.start("two", mode(tc.mode))
+			tc.asks(c, two)
+			for range 2 {
+				err := two.Ready(c.ctx)
+				require.ErrorIs(t, err, ErrNoClaim)
+				require.ErrorContains(t, err, tc.want)
+			}
+			require.Equal(t, StateServing, one.State())
+			require.Equal(t, "1", asked(t, ln.Addr()))
+			greet(two, c.listen(two, "tcp", "127.0.0.1:0"))
+			if tc.name == "closed again" { // what is closed is given up for good
+				require.ErrorIs(t, two.Ready(c.ctx), ErrNoClaim)
+				require.NoError(t, two.Close())
+				c.until("the outcome", func() bool { l := c.status().Last; return l != nil && l.To == 2 })
+				require.Equal(t, "failed", c.status().Last.Outcome)
+				return
+			}
+			go two.Ready(c.ctx)
+			if tc.mode == Spare {
+				c.reach(two, StateStandby)
+				return
+			}
+			c.reach(two, StateServing)
+			require.Equal(t, "2", asked(t, ln.Addr()))
+		})
+	}
+	t.Run("allowed", func(t *testing.T) {
+		c := newChain(t)
+		_, ln := c.serve("one", probation)
+		two := c.start("two", noClaim)
+		c.ready(two)
+		require.Equal(t, "1", asked(t, ln.Addr()), "until release")
+	})
+	t.Run("the incumbent has nothing", func(t *testing.T) {
+		c := newChain(t)
+		c.ready(c.start("one", probation))
+		two, ln := c.serve("two")
+		require.Equal(t, StateServing, two.State())
+		require.Equal(t, "2", asked(t, ln.Addr()))
+	})
 }
 
 func TestTCPAndUDPShareAName(t *testing.T) {
@@ -241,7 +300,7 @@ func TestUnclaimedSocketsAreServedUntilRelease(t *testing.T) {
 func TestUnclaimedIsForgottenWithTheSuccessor(t *testing.T) {
 	c := newChain(t)
 	_, ln := c.serve("one")
-	two := c.start("two", mode(Standby))
+	two := c.start("two", mode(Standby), noClaim)
 	go two.Ready(c.ctx)
 	c.reach(two, StateStandby)
 	unclaimed := func() []string {

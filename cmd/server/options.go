@@ -45,7 +45,7 @@ func loadOptions(args, environ []string) (options, error) {
 	}
 	var err error
 	o.strange, err = s.read(environ)
-	o.config = handoff.Config{Socket: s.socket, SelfSocket: s.selfSocket, Label: s.label, Takeover: s.takeover, AllowForeignNetns: s.foreignNetns}
+	o.config = handoff.Config{Socket: s.socket, SelfSocket: s.selfSocket, Label: s.label, Takeover: s.takeover, AllowForeignNetns: s.foreignNetns, AllowNoClaim: s.noClaim}
 	if err == nil { // or what is missing may be what was not understood
 		err = o.missing()
 	}

@@ -38,6 +38,7 @@ type values struct {
 	maxDraining   int
 	moveIdle      bool
 	foreignNetns  bool
+	noClaim       bool
 
 	http, https, tcpEcho, udpEcho []string
 	cert, key                     string
@@ -83,6 +84,7 @@ func newSchema() *schema {
 		f.IntVar(&s.maxDraining, "max-draining", 0, "how many older generations may drain at the same time; further successors\nare told busy (default: any number)")
 		f.BoolVar(&s.moveIdle, "move-idle", true, "move idle keep-alive connections of --http to the next version, and take\nthose of the version before")
 		f.BoolVar(&s.foreignNetns, "allow-foreign-netns", false, "serve sockets that live in another network namespace, and open others there\n(CAP_NET_ADMIN, CAP_SYS_ADMIN); they die with that network")
+		f.BoolVar(&s.noClaim, "allow-no-claim", false, "succeed an incumbent none of whose addresses are served on, and let it close them\n(without it that is refused: it is usually another service)")
 		f.StringVar(&s.preview, "preview", "", "private `address` on which a successor serves until it takes over;\nnever handed over")
 	})
 	s.group("Where to serve (repeatable; [NAME=]ADDR, where ADDR is host:port or unix:/path,\nand NAME, or ADDR as written, is its name from version to version)", func(f *pflag.FlagSet) {

@@ -71,7 +71,7 @@ func TestEveryFlagIsAVariableAndAKey(t *testing.T) {
 	cert, key := writePair(t, dir, 1)
 	other := map[string]string{
 		"takeover": "spare", "root": dir, "proxy": "http://127.0.0.1:1", "cert": cert, "key": key,
-		"log-format": "json", "log-level": "debug", "access-log": "true", "log-file": filepath.Join(dir, "log"), "move-idle": "false", "allow-foreign-netns": "true",
+		"log-format": "json", "log-level": "debug", "access-log": "true", "log-file": filepath.Join(dir, "log"), "move-idle": "false", "allow-foreign-netns": "true", "allow-no-claim": "true",
 		"label": "blue", "socket": "/run/s", "self-socket": "/run/self", "preview": ":99",
 	}
 	read := func(s *schema, args, environ []string) error {
