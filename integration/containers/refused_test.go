@@ -16,7 +16,7 @@ func TestRefused(t *testing.T) {
 		name, short string
 		network     string // of both containers
 		volume      func(r *recipe, volume string) string
-		options     []string // of the second container
+		other       bool     // the second container is of another service
 		want        []string // in its log
 	}{
 		{
@@ -33,6 +33,10 @@ func TestRefused(t *testing.T) {
 			volume: func(_ *recipe, volume string) string { return volume + ":/run/handoff:ro" },
 			want:   []string{"/run/handoff is on a read-only mount (mount a volume there that can be written"},
 		},
+		{
+			name: "refused: another service in the volume", short: "other", network: "host", other: true,
+			want: []string{"another service needs another control socket", "--allow-no-claim", ": tcp :"},
+		},
 	} {
 		t.Run(tc.short, func(t *testing.T) {
 			r := newRecipe(t, tc.name, tc.short)
@@ -46,6 +50,9 @@ func TestRefused(t *testing.T) {
 			mount := volume + ":/run/handoff"
 			if tc.volume != nil {
 				mount = tc.volume(r, volume)
+			}
+			if tc.other {
+				listen = fmt.Sprintf(":%d", freePort(t))
 			}
 			next := r.run("v2", hardened("--network", tc.network, "--volume", mount),
 				"--http", listen, "--label", "v2")
