@@ -55,7 +55,7 @@ var (
 
 	// ErrNoClaim: this program has asked for none of the incumbent's sockets, which
 	// are listed behind it, and Config.AllowNoClaim is false.
-	ErrNoClaim = errors.New("nothing of the incumbent's would be served on (another service needs another control socket; if these may be closed, start with --allow-no-claim)")
+	ErrNoClaim = errors.New("this version takes none of the incumbent's sockets (another service needs a control socket of its own; if these may be closed, start with --allow-no-claim)")
 
 	// ErrSilent: somebody holds the control socket and says nothing. It is
 	// never taken for dead.

@@ -35,7 +35,7 @@ func TestRefused(t *testing.T) {
 		},
 		{
 			name: "refused: another service in the volume", short: "other", network: "host", other: true,
-			want: []string{"another service needs another control socket", "--allow-no-claim", ": tcp :"},
+			want: []string{"another service needs a control socket of its own", "--allow-no-claim", ": tcp :"},
 		},
 	} {
 		t.Run(tc.short, func(t *testing.T) {
