@@ -1008,3 +1008,36 @@ func TestTakerGoesBeforeAConnectionComes(t *testing.T) {
 	require.Equal(t, "one", own.get("/", false))
 	a.answers(0)
 }
+
+// A connection that is taken out of its rest, and goes back to it, is counted all the
+// time, and once: a drain that missed it would end, and close it.
+func TestRestIsCountedAtAnyMoment(t *testing.T) {
+	a := newAdopter(t, "tcp", 1)
+	letRightsPass(t, a.p)
+	r := a.move()
+	r.say(a.batch(1), a.conns[0].d)
+	require.Empty(t, r.hear(msgGot).Rejected)
+	require.NoError(t, a.conns[0].d.Close())
+	a.adopted(1)
+	a.open(map[string]int{"idle": 1})
+
+	d := a.h.drain
+	k := newCarrier(time.Time{})
+	k.open(1)
+	require.Empty(t, k.close(0)) // and leaves the room: what comes has to go back
+	swept := make(chan struct{})
+	go func() {
+		defer close(swept)
+		for range 20_000 {
+			d.sweep(k)
+		}
+	}()
+	for !isClosed(swept) {
+		require.Equal(t, map[string]int{"idle": 1}, d.open())
+		d.mu.Lock()
+		none := d.noneRestsLocked()
+		d.mu.Unlock()
+		require.False(t, none)
+	}
+	a.answers(0)
+}
