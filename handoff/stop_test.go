@@ -8,6 +8,7 @@ import (
 	"io"
 	"net"
 	"net/http"
+	"sync/atomic"
 	"testing"
 	"time"
 
@@ -125,9 +126,9 @@ func TestSuccessorInTheStopDelay(t *testing.T) {
 		require.Equal(t, "stopped", c.wait(one).Reason, "now it is over")
 	})
 	t.Run("which fails in probation", func(t *testing.T) {
-		stops := 0
+		var stops atomic.Int32
 		c, one, ln := leaving(t, probation, func(cfg *Config) {
-			cfg.BeforeStop = func(context.Context) error { stops++; return nil }
+			cfg.BeforeStop = func(context.Context) error { stops.Add(1); return nil }
 		})
 		two := c.start("two")
 		greet(two, c.listen(two, "tcp", "127.0.0.1:0"))
@@ -139,9 +140,10 @@ func TestSuccessorInTheStopDelay(t *testing.T) {
 		require.Equal(t, "1", asked(t, ln.Addr()))
 		one.Stop()
 		c.until("it is ending again", one.Ending)
+		c.until("its hook is called again", func() bool { return stops.Load() == 2 }) // or hammer time comes before it
 		one.Hammer()
 		require.Equal(t, "stopped", c.wait(one).Reason)
-		require.Equal(t, 2, stops, "once for each stop")
+		require.EqualValues(t, 2, stops.Load(), "once for each stop")
 	})
 	t.Run("which an operator refuses", func(t *testing.T) {
 		c, one, _ := leaving(t)
