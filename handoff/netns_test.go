@@ -725,7 +725,7 @@ func TestRootThreadsStayWhereTheyAre(t *testing.T) {
 		})
 	}
 	work.Wait()
-	// Those that made sockets there end a moment later, also the one that made the first.
+	// Those that made sockets there end a moment later, as may some of the test before.
 	q.until("all threads are where the main one is", func() bool {
 		all := namespaces()
 		return len(all) == 1 && all[main]
