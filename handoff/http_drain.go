@@ -188,10 +188,7 @@ func (d *httpDrain) open() map[string]int {
 			open[c.kind()]++
 		}
 	}
-	d.idle.count(open)
-	if n := int(d.travelling.Load()); n > 0 {
-		open["idle"] += n
-	}
+	d.countIdleLocked(open)
 	return open
 }
 
@@ -402,11 +399,27 @@ func (d *httpDrain) connState(nc net.Conn, state http.ConnState) {
 	}
 }
 
+// countIdleLocked adds what rests, or is on its way. Both are looked at while nothing
+// goes from the one to the other: what does would be missed, or counted twice.
+func (d *httpDrain) countIdleLocked(open map[string]int) {
+	defer d.idle.holdStill()()
+	d.idle.countLocked(open)
+	if n := int(d.travelling.Load()); n > 0 {
+		open["idle"] += n
+	}
+}
+
+// noneRestsLocked says that nothing rests, nor is on its way.
+func (d *httpDrain) noneRestsLocked() bool {
+	defer d.idle.holdStill()()
+	return (d.idle == nil || len(d.idle.all) == 0) && d.travelling.Load() == 0
+}
+
 // checkDoneLocked ends the drain when no connection is open and none can
 // come: an accept loop that still runs may have one in its hands.
 func (d *httpDrain) checkDoneLocked() {
 	if !d.begun.IsZero() && len(d.conns) == 0 && len(d.listeners) == 0 &&
-		d.idle.len() == 0 && d.travelling.Load() == 0 {
+		d.noneRestsLocked() {
 		d.endLocked()
 	}
 }

@@ -175,13 +175,21 @@ func (i *idleConns) takeAll() (all []*idleConn) {
 	return all
 }
 
-// count adds what rests, by kind.
-func (i *idleConns) count(open map[string]int) {
+// holdStill keeps connections from being taken out of their rest, and from going back
+// to it, until the function that it returns is called.
+func (i *idleConns) holdStill() (goOn func()) {
+	if i == nil {
+		return func() {}
+	}
+	i.mu.Lock()
+	return i.mu.Unlock
+}
+
+// countLocked adds what rests, by kind.
+func (i *idleConns) countLocked(open map[string]int) {
 	if i == nil {
 		return
 	}
-	i.mu.Lock()
-	defer i.mu.Unlock()
 	for _, c := range i.all {
 		open[c.kind()]++
 	}

@@ -48,7 +48,7 @@ func TestClaimedAndClosedAgain(t *testing.T) {
 	conn, err := net.Dial("tcp", l2.Addr().String())
 	require.NoError(t, err)
 	defer conn.Close()
-	conn.SetDeadline(time.Now().Add(2 * time.Second))
+	conn.SetDeadline(time.Now().Add(patience))
 	n, err := conn.Read(make([]byte, 10))
 	require.NoError(t, err, "read %d: nobody answers", n)
 }
@@ -395,24 +395,50 @@ func TestSpareCountsOn(t *testing.T) {
 // not become the first of another chain.
 func TestDrainRefusesWhoWaits(t *testing.T) {
 	c := newChain(t)
-	one, _ := c.serve("one")
+	one, _ := c.serve("one", func(cfg *Config) { cfg.StopDelay = time.Hour }) // however long it takes to ask again
 	two := c.start("two", mode(Standby))
-	var log book
-	waiting := make(chan error, 1)
-	go func() {
-		cfg := c.config("three")
-		log.use(&cfg)
-		_, err := Start(c.ctx, cfg)
-		waiting <- err
-	}()
-	c.until("the third is told busy", func() bool { return strings.Contains(log.String(), "the incumbent is busy") })
-	go one.Wait(c.ctx)
-	_, err := c.client().DrainAndWait(c.ctx)
+	waiting, cancel := c.waits("three")
+	defer cancel()
+	_, err := c.client().Drain(c.ctx)
 	require.NoError(t, err)
 	err = <-waiting
 	require.ErrorIs(t, err, ErrRefused)
 	require.ErrorContains(t, err, "taken out")
 	<-two.Done()
+	one.Hammer()
+	require.Equal(t, "stopped", c.wait(one).Reason)
+}
+
+// Without a delay of its own, there is one that is long enough for that.
+func TestDrainLeavesTimeToAsk(t *testing.T) {
+	c := newChain(t)
+	one, _ := c.serve("one")
+	go one.Wait(c.ctx)
+	begun := time.Now()
+	_, err := c.client().DrainAndWait(c.ctx)
+	require.NoError(t, err)
+	require.GreaterOrEqual(t, time.Since(begun), outDelay)
+}
+
+// waits begins to start a Process, and returns when it was told busy, and has asked
+// again: it knows why it waits. How Start ends is told; cancel ends it.
+func (c *chain) waits(label string) (ended <-chan error, cancel context.CancelFunc) {
+	c.t.Helper()
+	var log book
+	cfg := c.config(label)
+	cfg.Logger = slog.New(slog.NewTextHandler(&log, &slog.HandlerOptions{Level: slog.LevelDebug}))
+	ctx, cancel := context.WithCancel(c.ctx)
+	c.t.Cleanup(cancel)
+	end := make(chan error, 1)
+	go func() {
+		p, err := Start(ctx, cfg)
+		if err == nil {
+			p.Close()
+		}
+		end <- err
+	}()
+	c.until(label+" is told busy", func() bool { return strings.Count(log.String(), "the incumbent is busy") >= 2 })
+	return end, cancel
 }
 
 // Also where a stop is under way already, and only delayed.

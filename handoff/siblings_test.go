@@ -55,7 +55,10 @@ func sibling(t *testing.T, role string) {
 	c.key = keyOfSibling()
 	label, takeover, _ := strings.Cut(role, " ")
 	cfg := c.config(label)
-	cfg.Probation, cfg.Heartbeat, cfg.StepTimeout = time.Hour, -1, time.Second
+	cfg.Probation, cfg.Heartbeat = time.Hour, -1
+	if label == "late" {
+		cfg.StepTimeout = time.Second // for which it waits for one that is stopped
+	}
 	require.NoError(t, cfg.Takeover.UnmarshalText([]byte(takeover)))
 	p, err := Start(c.ctx, cfg)
 	if err != nil {
@@ -122,6 +125,18 @@ func (c *child) tell(what string) {
 	c.t.Helper()
 	_, err := fmt.Fprintln(c.in, what)
 	require.NoError(c.t, err)
+}
+
+// saysStatus waits until an operator beside c is told so: each of two processes learns
+// a moment later what the other one has done.
+func (c *child) saysStatus(want string) {
+	c.t.Helper()
+	got := ""
+	for deadline := time.Now().Add(patience); got != want; {
+		require.True(c.t, time.Now().Before(deadline), "%q instead of %q", got, want)
+		c.tell("status")
+		got = c.expect("status")
+	}
 }
 
 // siblings starts them.
@@ -209,17 +224,16 @@ func handOverBetween(s *siblings) {
 	for _, p := range []*child{one, two} {
 		p.tell("peer")
 		require.Equal(s.t, "0 65534 "+outside, p.expect("peer"))
-		p.tell("status") // an operator in either namespace
-		require.Equal(s.t, "1 parked, 2 serving", p.expect("status"))
+		p.saysStatus("1 parked, 2 serving") // an operator in either namespace
 	}
 	two.tell("kill")
 	require.Equal(s.t, "it runs in another pid namespace, in which this process may not signal", two.expect("kill"))
 
 	one.tell("stop") // in probation: it releases
 	require.Equal(s.t, "handed_over 1", one.expect("gone"))
+	require.NoError(s.t, client.SetDeadline(time.Now().Add(patience)))
 	require.Equal(s.t, "two", client.get("/", false), "the same connection")
-	two.tell("status")
-	require.Equal(s.t, "2 serving", two.expect("status"))
+	two.saysStatus("2 serving")
 	two.tell("stop")
 	require.Equal(s.t, "stopped 0", two.expect("gone"))
 	one.end()
@@ -232,7 +246,7 @@ func handOverBetween(s *siblings) {
 	never := s.start(2, "four never", key(testKey))
 	require.Contains(s.t, never.expect("refused"), "an incumbent serves already (stop it, or start with another takeover mode) ("+outside+")")
 	require.NoError(s.t, three.cmd.Process.Signal(syscall.SIGSTOP))
-	late := s.start(2, "five auto", key(testKey))
+	late := s.start(2, "late auto", key(testKey))
 	require.Contains(s.t, late.expect("refused"), "("+outside+")")
 	require.NoError(s.t, three.cmd.Process.Signal(syscall.SIGCONT))
 	for _, p := range []*child{never, late, three} {

@@ -189,8 +189,8 @@ func TestStopSignalThatCameToNothing(t *testing.T) {
 	await(t, through)
 
 	came := s.request(t)
+	require.True(t, c.status().Generations[0].StopOwed) // said when all of the take-back was done, and logged
 	require.Contains(t, lines.String(), "this process serves on")
-	require.True(t, c.status().Generations[0].StopOwed)
 	send(t, syscall.SIGTERM)
 	await(t, through)
 	c.reach(one, StateDraining)

@@ -188,10 +188,9 @@ func TestSingletonWaitsForARevokedSuccessor(t *testing.T) {
 			_, err := c.client().Rollback(c.ctx)
 			require.NoError(t, err)
 			require.Equal(t, StateServing, one.State(), "listeners do not wait")
-			ctx, cancel := context.WithTimeout(c.ctx, 300*time.Millisecond)
-			defer cancel()
-			_, err = Start(ctx, c.config("three"))
-			require.ErrorContains(t, err, busyText(whyRevoking))
+			ended, cancel := c.waits("three")
+			cancel()
+			require.ErrorContains(t, <-ended, busyText(whyRevoking))
 			require.Len(t, s.ran(), before)
 
 			wake()

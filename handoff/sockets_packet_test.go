@@ -329,9 +329,9 @@ func TestExclusiveSocketWaitsForTheSuccessor(t *testing.T) {
 	require.False(t, accepts(pc))
 	require.Equal(t, "2 y", echoed(t, conn, "y"), "it has one owner still, which answers")
 
-	ctx, cancel := context.WithTimeout(c.ctx, 250*time.Millisecond)
-	defer cancel()
-	_, err = Start(ctx, c.config("hasty"))
+	ended, cancel := c.waits("hasty")
+	cancel()
+	err = <-ended
 	require.ErrorContains(t, err, "busy")
 	require.ErrorContains(t, err, "has not confirmed")
 	require.False(t, accepts(pc))

@@ -76,7 +76,7 @@ func (p *Process) join(ctx context.Context) error {
 		default:
 			if !p.post(func() { p.hello(c, done) }) {
 				c.Close()
-				return ErrStopped
+				return opError("start", p.cfg.Socket, ErrStopped)
 			}
 		}
 		var a attempt
@@ -96,7 +96,7 @@ func (p *Process) join(ctx context.Context) error {
 		select {
 		case <-time.After(busyRetryMS * time.Millisecond):
 		case <-ctx.Done():
-			return blame(ctx.Err())
+			return blame(opError("start", p.cfg.Socket, context.Cause(ctx)))
 		}
 	}
 }
