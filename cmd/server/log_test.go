@@ -9,8 +9,8 @@ import (
 	"os"
 	"os/exec"
 	"path/filepath"
-	"runtime"
 	"strings"
+	"sync"
 	"testing"
 
 	"github.com/stretchr/testify/require"
@@ -42,6 +42,7 @@ func writeLog(path, name string) int {
 		return 1
 	}
 	defer log.close()
+	fmt.Println("ready")
 	os.Stdin.Read(make([]byte, 1)) // its end
 	text := strings.Repeat(name, logRecord)
 	for i := range logRecords {
@@ -58,6 +59,7 @@ func TestTwoGenerationsWriteOneLogFile(t *testing.T) {
 	require.NoError(t, err)
 	path := filepath.Join(t.TempDir(), "log")
 	var begin []io.Closer
+	var ready []io.Reader
 	var writers []*exec.Cmd
 	for _, name := range []string{"a", "b"} {
 		cmd := exec.Command(exe, name)
@@ -65,8 +67,14 @@ func TestTwoGenerationsWriteOneLogFile(t *testing.T) {
 		cmd.Stderr = os.Stderr
 		in, err := cmd.StdinPipe()
 		require.NoError(t, err)
+		out, err := cmd.StdoutPipe()
+		require.NoError(t, err)
 		require.NoError(t, cmd.Start())
-		begin, writers = append(begin, in), append(writers, cmd)
+		begin, writers, ready = append(begin, in), append(writers, cmd), append(ready, out)
+	}
+	for _, r := range ready { // or one may have written all before the other has started
+		_, err := io.ReadFull(r, make([]byte, len("ready\n")))
+		require.NoError(t, err)
 	}
 	for _, b := range begin {
 		require.NoError(t, b.Close())
@@ -142,10 +150,12 @@ func TestGoroutineDump(t *testing.T) {
 	require.NoError(t, err)
 	end := make(chan struct{})
 	defer close(end)
+	var begun sync.WaitGroup
 	for range 5 {
-		go waitForTheEnd(end)
+		begun.Add(1)
+		go waitForTheEnd(&begun, end)
 	}
-	runtime.Gosched()
+	begun.Wait()
 	log.goroutines(log.Logger)
 	before, dump, ok := strings.Cut(out.String(), "\n")
 	require.True(t, ok)
@@ -155,4 +165,7 @@ func TestGoroutineDump(t *testing.T) {
 	require.Contains(t, lines[len(lines)-1], "end of the goroutines")
 }
 
-func waitForTheEnd(end <-chan struct{}) { <-end }
+func waitForTheEnd(begun *sync.WaitGroup, end <-chan struct{}) {
+	begun.Done()
+	<-end
+}
