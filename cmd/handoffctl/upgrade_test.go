@@ -2,6 +2,7 @@ package main
 
 import (
 	"context"
+	"io"
 	"os"
 	"path/filepath"
 	"strconv"
@@ -290,6 +291,32 @@ func TestUpgradeInterrupted(t *testing.T) {
 	require.Contains(t, got.stderr, "hint: the same command with --request-id deploy waits for it again\n")
 	require.Empty(t, verbs(f))
 	endLater(t, pidFile, true)
+}
+
+// TestUpgradeOutOfTime: a CMD that came in the last moment has connected.
+func TestUpgradeOutOfTime(t *testing.T) {
+	for name, came := range map[string]bool{"came": true, "did not come": false} {
+		t.Run(name, func(t *testing.T) {
+			leak.Check(t)
+			f, path := newFake(t, script{})
+			if came {
+				f.update(func(st *handoff.Status) {
+					st.Generations = append(st.Generations, handoff.GenerationStatus{Generation: 2, State: "starting", Takeover: "auto", PID: 12, Request: "deploy"})
+					st.Requests = []handoff.RequestStatus{{ID: "deploy", Outcome: "starting", Generation: 2}}
+				})
+			}
+			over := make(chan struct{})
+			close(over)
+			u := &upgrade{
+				a: &app{stdout: io.Discard, stderr: io.Discard}, f: &follower{c: &handoff.Client{Socket: path}},
+				r: &result{}, t: target{request: "deploy"}, wait: handoff.OutcomeReleased,
+			}
+			err := u.timeUp(runsOut{context.Background(), over})
+			require.ErrorContains(t, err, "not released yet")
+			require.Equal(t, !came, strings.Contains(err.Error(), "has not connected"), err)
+			require.Equal(t, "withdraw deploy", verbs(f))
+		})
+	}
 }
 
 // TestUpgradeSilence: whoever is silent may have committed, so CMD is let alone.
