@@ -2,6 +2,7 @@ package main
 
 import (
 	"encoding/json"
+	"strings"
 	"testing"
 
 	"github.com/stretchr/testify/require"
@@ -37,6 +38,7 @@ handoffctl: progress: generation 1 is draining, open: 1 active, 28s left
 		args   []string
 		script script
 		status func(*handoff.Status)
+		until  string // it has said this when its time runs out
 		code   int
 		stdout string
 		stderr string
@@ -57,8 +59,8 @@ handoffctl: progress: generation 1 is draining, open: 1 active, 28s left
 			code: exitRefused, stderr: "error: generation 2 serves in probation\nhandoffctl: hint: handoffctl rollback takes back\n", verbs: []string{"drain "},
 		},
 		{
-			name: "drain that does not end", args: []string{"drain", "--timeout=2s"}, script: script{drains: slowly[3:], hangs: true},
-			code: exitUnknown, stderr: "time ran out after 2s, generation 1 is not gone yet: no generation serves; generation 1 drains, 28s left\n", verbs: []string{"drain "},
+			name: "drain that does not end", args: []string{"drain", endless}, script: script{drains: slowly[3:], hangs: true}, until: "28s left",
+			code: exitUnknown, stderr: "time ran out after 1h0m0s, generation 1 is not gone yet: no generation serves; generation 1 drains, 28s left\n", verbs: []string{"drain "},
 		},
 		{name: "stop", args: []string{"stop"}, stdout: "^generation 1 is gone: nobody answers at the socket now\n$", verbs: []string{"stop "}},
 		{
@@ -80,7 +82,7 @@ handoffctl: progress: generation 1 is draining, open: 1 active, 28s left
 			stdout: "^accepted: generation 1 stops\n$", verbs: []string{"stop 1"},
 		},
 		{
-			name: "stop of an older generation that does not end", args: []string{"stop", "--generation=1", "--timeout=2s"}, status: state("draining serving"), script: script{hangs: true},
+			name: "stop of an older generation that does not end", args: []string{"stop", "--generation=1", endless}, status: state("draining serving"), script: script{hangs: true}, until: "progress",
 			code: exitUnknown, stderr: "generation 1 is not gone yet: generation 2 serves; generation 1 drains\n", verbs: []string{"stop 1"},
 		},
 		{
@@ -115,7 +117,8 @@ handoffctl: progress: generation 1 is draining, open: 1 active, 28s left
 			if tt.status != nil {
 				f.update(tt.status)
 			}
-			got := ctl(t.Context(), append([]string{"--socket", path}, tt.args...)...)
+			over := func(stderr string) bool { return tt.until != "" && strings.Contains(stderr, tt.until) }
+			got := ctlUntil(t, over, append([]string{"--socket", path}, tt.args...)...)
 			require.Equal(t, tt.code, got.code, got.stderr)
 			require.Regexp(t, tt.stdout, got.stdout)
 			require.Equal(t, tt.stdout == "", got.stdout == "", got.stdout)

@@ -2,6 +2,7 @@ package main
 
 import (
 	"cmp"
+	"crypto/rand"
 	"encoding/json"
 	"errors"
 	"fmt"
@@ -26,6 +27,7 @@ type fake struct {
 	mu      sync.Mutex
 	changed chan struct{} // closed at the next change
 	conns   map[*net.UnixConn]bool
+	closed  bool                     // it has ended, and so has what it accepts yet
 	links   map[string]*net.UnixConn // successors by request
 	verbs   []string
 	st      handoff.Status
@@ -73,7 +75,7 @@ func startFake(path string, first handoff.GenerationStatus, sc script) (*fake, e
 	f := &fake{
 		ln: ln, stopped: make(chan struct{}), changed: make(chan struct{}), conns: map[*net.UnixConn]bool{}, links: map[string]*net.UnixConn{}, script: sc,
 		st: handoff.Status{
-			Schema: 1, Socket: path, Instance: fmt.Sprintf("%p-%d", ln, first.Generation), Revision: 1,
+			Schema: 1, Socket: path, Instance: rand.Text(), Revision: 1,
 			Generation: first.Generation, PID: first.PID, Generations: []handoff.GenerationStatus{first},
 		},
 	}
@@ -90,6 +92,9 @@ func (f *fake) accept() {
 		}
 		f.mu.Lock()
 		f.conns[c] = true
+		if f.closed {
+			c.Close()
+		}
 		f.mu.Unlock()
 		f.wg.Go(func() { f.serve(c) })
 	}
@@ -99,6 +104,7 @@ func (f *fake) accept() {
 func (f *fake) close() {
 	f.ln.Close()
 	f.mu.Lock()
+	f.closed = true
 	for c := range f.conns {
 		c.Close()
 	}
@@ -300,7 +306,7 @@ func (f *fake) stop(q fakeFrame) any {
 func (f *fake) await(q fakeFrame) {
 	late := time.NewTimer(time.Duration(q.WaitMS) * time.Millisecond)
 	defer late.Stop()
-	for q.After != nil && q.After.Instance == f.st.Instance && q.After.Revision == f.st.Revision {
+	for q.After != nil && !f.closed && q.After.Instance == f.st.Instance && q.After.Revision == f.st.Revision {
 		changed := f.changed
 		f.polling++
 		f.mu.Unlock()

@@ -10,12 +10,11 @@ import (
 	"github.com/fdhandoff/handoff/handoff"
 )
 
-const (
-	// nobodyPause is how often a socket is looked for at which nobody answers.
-	nobodyPause = 50 * time.Millisecond
-	// lookTime bounds the last look at a service after the time ran out.
-	lookTime = time.Second
-)
+// nobodyPause is how often a socket is looked for at which nobody answers.
+const nobodyPause = 50 * time.Millisecond
+
+// lookTime bounds the last look at a service after the time ran out. Tests have more of it.
+var lookTime = time.Second
 
 // follower watches a service through the ends and changes of the processes that
 // answer for it.

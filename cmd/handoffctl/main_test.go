@@ -4,6 +4,7 @@ import (
 	"bytes"
 	"context"
 	"path/filepath"
+	"sync"
 	"testing"
 	"time"
 
@@ -14,6 +15,7 @@ import (
 )
 
 func TestMain(m *testing.M) {
+	lookTime = 20 * time.Second // a machine that is stopped for a moment makes nobody silent
 	testscript.Main(m, map[string]func(){"handoffctl": main, "fakeserver": fakeServer})
 }
 
@@ -27,6 +29,74 @@ func ctl(ctx context.Context, args ...string) outcome {
 	var stdout, stderr bytes.Buffer
 	code := run(ctx, args, &stdout, &stderr)
 	return outcome{code: code, stdout: stdout.String(), stderr: stderr.String()}
+}
+
+// shortLooks is for tests of processes that are silent.
+func shortLooks(t *testing.T) {
+	t.Helper()
+	before := lookTime
+	lookTime = time.Second
+	t.Cleanup(func() { lookTime = before })
+}
+
+// endless is what a test gives for --timeout whose end it decides about by ctlUntil.
+const endless = "--timeout=1h"
+
+// runsOut is a context whose time runs out when a test says so, however slow the machine is.
+type runsOut struct {
+	context.Context
+	over chan struct{}
+}
+
+func (c runsOut) Done() <-chan struct{} { return c.over }
+
+func (c runsOut) Err() error {
+	select {
+	case <-c.over:
+		return context.DeadlineExceeded
+	default:
+		return nil
+	}
+}
+
+// said is what the program has written so far.
+type said struct {
+	mu sync.Mutex
+	b  bytes.Buffer
+}
+
+func (s *said) Write(p []byte) (int, error) {
+	s.mu.Lock()
+	defer s.mu.Unlock()
+	return s.b.Write(p)
+}
+
+func (s *said) String() string {
+	s.mu.Lock()
+	defer s.mu.Unlock()
+	return s.b.String()
+}
+
+// ctlUntil runs the program in this process. Its time has run out when at is true, which is given what stderr has.
+func ctlUntil(t *testing.T, at func(stderr string) bool, args ...string) outcome {
+	t.Helper()
+	ctx := runsOut{context.Background(), make(chan struct{})}
+	var stdout, stderr said
+	ended := make(chan int, 1)
+	go func() { ended <- run(ctx, args, &stdout, &stderr) }()
+	for late := time.After(time.Minute); !at(stderr.String()); {
+		select {
+		case code := <-ended: // too early: the outcome tells
+			return outcome{code: code, stdout: stdout.String(), stderr: stderr.String()}
+		case <-late:
+			close(ctx.over)
+			<-ended
+			require.FailNow(t, "it does not get there", "%s", stderr.String())
+		case <-time.After(time.Millisecond):
+		}
+	}
+	close(ctx.over)
+	return outcome{code: <-ended, stdout: stdout.String(), stderr: stderr.String()}
 }
 
 var serving1 = handoff.GenerationStatus{Generation: 1, State: "serving", Takeover: "auto", PID: 11, Label: "v1", Sockets: 2}

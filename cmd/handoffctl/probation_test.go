@@ -23,6 +23,7 @@ func probationOf(seconds float64) func(*handoff.Status) {
 const ran = "echo ran >> $D/ran; "
 
 func TestChecks(t *testing.T) {
+	hasCome := func(p *trialRun, _ string) bool { return came(p.f, p) }
 	const long = 300 // seconds of probation, which a test does not wait for
 	tests := []struct {
 		name   string
@@ -36,6 +37,7 @@ func TestChecks(t *testing.T) {
 		stdout string
 		stderr string
 		verbs  string
+		over   func(p *trialRun, stderr string) bool
 		ran    int
 		runs   bool
 		idle   bool // CMD was never started
@@ -61,21 +63,22 @@ func TestChecks(t *testing.T) {
 			stderr: `check 1 of 2 \(.*\) passed\nhandoffctl: check: check 2 of 2 \(.*\) wrote:\n  \| slow\nhandoffctl: error: check 2 of 2 \(.*\) has not passed when the probation was nearly over; generation 2 was rolled back; .*\nhandoffctl: hint: a longer --probation`,
 		},
 		{
-			name: "takes too long", checks: []string{ran + "sleep 60; :"}, flags: []string{"--timeout=3s"},
+			name: "takes too long", checks: []string{ran + "sleep 60; :"}, over: hasRun,
 			code: exitRefused, verbs: "rollback ", ran: 1, runs: true,
-			stderr: `error: time ran out after 3s, check 1 of 1 \(.*\) has not passed; generation 2 was rolled back; generation 1 .* serves`,
+			stderr: `error: time ran out after 1h0m0s, check 1 of 1 \(.*\) has not passed; generation 2 was rolled back; generation 1 .* serves`,
 		},
 		{
-			name: "passed once, and then time runs out", checks: []string{ran}, flags: []string{"--timeout=3s", "--check-interval=1m"},
+			name: "passed once, and then time runs out", checks: []string{ran}, flags: []string{"--check-interval=1h"},
+			over: func(_ *trialRun, stderr string) bool { return strings.Contains(stderr, "passed") },
 			code: exitUnknown, ran: 1, runs: true,
-			stderr: `passed\n(?s:.*)handoffctl: error: time ran out after 3s, not released yet, but committed: generation 2 .* serves; generation 1 .* can still take back`,
+			stderr: `passed\n(?s:.*)handoffctl: error: time ran out after 1h0m0s, not released yet, but committed: generation 2 .* serves; generation 1 .* can still take back`,
 		},
 		{
-			name: "time runs out before the commit", script: script{upTo: "starting"}, checks: []string{ran}, flags: []string{"--timeout=2s"},
+			name: "time runs out before the commit", script: script{upTo: "starting"}, checks: []string{ran}, over: hasCome,
 			code: exitRefused, verbs: "withdraw deploy", stderr: `not released yet; the request is withdrawn; generation 1 .* serves; CMD .* was ended`,
 		},
 		{
-			name: "committed when the request is withdrawn", script: script{upTo: "starting", lateCommit: true}, checks: []string{ran}, flags: []string{"--timeout=2s"},
+			name: "committed when the request is withdrawn", script: script{upTo: "starting", lateCommit: true}, checks: []string{ran}, over: hasCome,
 			code: exitRefused, verbs: "withdraw deploy, rollback ", runs: true, stderr: `not released yet; generation 2 was rolled back; generation 1 .* serves`,
 		},
 		{
@@ -104,8 +107,9 @@ func TestChecks(t *testing.T) {
 			stdout: "^request deploy is finished, CMD was not started: already released", idle: true,
 		},
 		{
-			name: "released in an earlier run, and drains", status: remembered("released"), checks: []string{ran + "false"}, flags: []string{"--wait=drained", "--timeout=300ms"},
-			code: exitUnknown, stderr: `error: time ran out after 300ms, not drained yet, but released: `, idle: true,
+			name: "released in an earlier run, and drains", status: remembered("released"), checks: []string{ran + "false"}, flags: []string{"--wait=drained"},
+			over: func(p *trialRun, _ string) bool { return p.f.polled() },
+			code: exitUnknown, stderr: `error: time ran out after 1h0m0s, not drained yet, but released: `, idle: true,
 		},
 		{
 			name: "CMD dies", script: script{atEnd: "rolled_back"}, cmd: "exec $S auto die", checks: []string{"sleep 60; :"},
@@ -142,7 +146,7 @@ func TestChecks(t *testing.T) {
 			for _, c := range tt.checks {
 				flags = append(flags, "--check", c)
 			}
-			got := p.run(t.Context(), t, tt.cmd, flags...)
+			got := p.runUntil(t, tt.over, tt.cmd, flags...)
 			require.Equal(t, tt.code, got.code, got.stderr)
 			require.Regexp(t, tt.stdout, got.stdout)
 			require.Equal(t, tt.stdout == "", got.stdout == "", got.stdout)

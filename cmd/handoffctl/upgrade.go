@@ -314,8 +314,10 @@ func (u *upgrade) timeUp(ctx context.Context) error {
 	}
 	text := fmt.Sprintf("time ran out after %v, not %s yet", u.a.timeout, u.wait)
 	if u.r.Outcome == "" {
-		u.f.look(ctx)
-		text += ": CMD " + u.absent()
+		// It may have come since the last status.
+		if st := u.f.look(ctx); st == nil || u.t.in(st).outcome == "" {
+			text += ": CMD " + u.absent()
+		}
 	}
 	return u.giveUp(ctx, &failure{text: text}, false)
 }

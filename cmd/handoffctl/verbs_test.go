@@ -26,6 +26,7 @@ func TestHandover(t *testing.T) {
 		script script
 		status func(*handoff.Status)
 		args   []string
+		over   func(*fake) bool // its time runs out then
 		code   int
 		stdout string
 		stderr string
@@ -40,8 +41,8 @@ func TestHandover(t *testing.T) {
 			stdout: "^accepted: handover to generation 2\n$", verbs: []string{"handover "},
 		},
 		{
-			name: "time runs out in probation", script: script{upTo: "committed"}, status: standby, args: []string{"--timeout=200ms"},
-			code: exitUnknown, stderr: "time ran out after 200ms, not released yet: generation 2 .*serves; generation 1 .*can still take back\n", verbs: []string{"handover "},
+			name: "time runs out in probation", script: script{upTo: "committed"}, status: standby, args: []string{endless}, over: (*fake).polled,
+			code: exitUnknown, stderr: "time ran out after 1h0m0s, not released yet: generation 2 .*serves; generation 1 .*can still take back\n", verbs: []string{"handover "},
 		},
 		{
 			name: "rolled back", script: script{upTo: "committed", then: "rolled_back"}, status: standby,
@@ -76,7 +77,8 @@ func TestHandover(t *testing.T) {
 			if tt.status != nil {
 				f.update(tt.status)
 			}
-			got := ctl(t.Context(), append([]string{"--socket", path, "handover"}, tt.args...)...)
+			over := func(string) bool { return tt.over != nil && tt.over(f) }
+			got := ctlUntil(t, over, append([]string{"--socket", path, "handover"}, tt.args...)...)
 			require.Equal(t, tt.code, got.code, got.stderr)
 			require.Regexp(t, tt.stdout, got.stdout)
 			require.Regexp(t, tt.stderr, got.stderr)

@@ -1,6 +1,7 @@
 package main
 
 import (
+	"cmp"
 	"context"
 	"net"
 	"os"
@@ -63,6 +64,7 @@ func TestWaitEndsWithout(t *testing.T) {
 	tests := []struct {
 		name   string
 		start  func(t *testing.T, path string)
+		time   string // default 300ms
 		code   int
 		stderr string
 	}{
@@ -83,11 +85,11 @@ func TestWaitEndsWithout(t *testing.T) {
 			start: startSilent,
 		},
 		{
-			name: "another program's socket", code: exitUsage, stderr: "a socket of another kind",
+			name: "another program's socket", time: "1m", code: exitUsage, stderr: "a socket of another kind",
 			start: startOther,
 		},
 		{
-			name: "a file", code: exitUsage, stderr: "not a socket",
+			name: "a file", time: "1m", code: exitUsage, stderr: "not a socket",
 			start: func(t *testing.T, path string) { require.NoError(t, os.WriteFile(path, nil, 0o600)) },
 		},
 	}
@@ -96,7 +98,7 @@ func TestWaitEndsWithout(t *testing.T) {
 			leak.Check(t)
 			path := filepath.Join(t.TempDir(), "s")
 			tt.start(t, path)
-			got := ctl(t.Context(), "--socket", path, "wait", "--for", "drained", "--timeout", "300ms")
+			got := ctl(t.Context(), "--socket", path, "wait", "--for", "drained", "--timeout", cmp.Or(tt.time, "300ms"))
 			require.Equal(t, tt.code, got.code, got.stderr)
 			require.Regexp(t, `^handoffctl: error: .*`+tt.stderr, got.stderr)
 			require.Empty(t, got.stdout)
@@ -131,6 +133,7 @@ func TestWaitDrainedWithCuts(t *testing.T) {
 // startSilent is a process at the socket that never answers.
 func startSilent(t *testing.T, path string) {
 	t.Helper()
+	shortLooks(t)
 	ln, err := net.ListenUnix("unixpacket", &net.UnixAddr{Name: path, Net: "unixpacket"})
 	require.NoError(t, err)
 	t.Cleanup(func() { ln.Close() })

@@ -2,6 +2,7 @@ package main
 
 import (
 	"bytes"
+	"cmp"
 	"context"
 	"encoding/json"
 	"path/filepath"
@@ -148,12 +149,13 @@ func TestWatchEnds(t *testing.T) {
 	tests := []struct {
 		name   string
 		start  func(t *testing.T, path string)
+		time   string // default 300ms
 		code   int
 		stdout string
 		stderr string
 	}{
 		{
-			name: "by its time", stdout: "  1 serving \\| generation 1 \\(pid 11, v1\\) answers\n$",
+			name: "by its time", time: "3s", stdout: "  1 serving \\| generation 1 \\(pid 11, v1\\) answers\n$",
 			start: func(t *testing.T, path string) {
 				f, err := startFake(path, serving1, script{})
 				require.NoError(t, err)
@@ -161,15 +163,15 @@ func TestWatchEnds(t *testing.T) {
 			},
 		},
 		{
-			name: "nobody ever came", start: func(*testing.T, string) {},
-			code: exitNobody, stdout: "  nobody answers at the socket\n$", stderr: "nobody came to .*/s within 300ms\n",
+			name: "nobody ever came", start: func(*testing.T, string) {}, time: "3s",
+			code: exitNobody, stdout: "  nobody answers at the socket\n$", stderr: "nobody came to .*/s within 3s\n",
 		},
 		{
 			name: "silence", code: exitUnknown, stderr: "time ran out after 300ms, nothing was seen: the process at the socket does not answer\n",
 			start: startSilent,
 		},
 		{
-			name: "another program's socket", code: exitUsage, stderr: "a socket of another kind",
+			name: "another program's socket", time: "1m", code: exitUsage, stderr: "a socket of another kind",
 			start: startOther,
 		},
 	}
@@ -178,7 +180,7 @@ func TestWatchEnds(t *testing.T) {
 			leak.Check(t)
 			path := filepath.Join(t.TempDir(), "s")
 			tt.start(t, path)
-			got := ctl(t.Context(), "--socket", path, "status", "--watch", "--timeout", "300ms")
+			got := ctl(t.Context(), "--socket", path, "status", "--watch", "--timeout", cmp.Or(tt.time, "300ms"))
 			require.Equal(t, tt.code, got.code, got.stderr)
 			require.Regexp(t, tt.stdout, got.stdout)
 			require.Equal(t, tt.stdout == "", got.stdout == "", got.stdout)
@@ -192,6 +194,7 @@ func TestWatchEnds(t *testing.T) {
 // coming back.
 func TestWatchSilence(t *testing.T) {
 	leak.Check(t)
+	shortLooks(t)
 	f, path := newFake(t, script{})
 	w := &watcher{a: &app{}, c: &handoff.Client{Socket: path}, quiet: 20 * time.Millisecond}
 	st, trouble, err := w.next(t.Context())

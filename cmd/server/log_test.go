@@ -10,6 +10,7 @@ import (
 	"os/exec"
 	"path/filepath"
 	"strings"
+	"sync"
 	"testing"
 
 	"github.com/stretchr/testify/require"
@@ -41,6 +42,7 @@ func writeLog(path, name string) int {
 		return 1
 	}
 	defer log.close()
+	fmt.Println("ready")
 	os.Stdin.Read(make([]byte, 1)) // its end
 	text := strings.Repeat(name, logRecord)
 	for i := range logRecords {
@@ -57,6 +59,7 @@ func TestTwoGenerationsWriteOneLogFile(t *testing.T) {
 	require.NoError(t, err)
 	path := filepath.Join(t.TempDir(), "log")
 	var begin []io.Closer
+	var ready []io.Reader
 	var writers []*exec.Cmd
 	for _, name := range []string{"a", "b"} {
 		cmd := exec.Command(exe, name)
@@ -64,8 +67,14 @@ func TestTwoGenerationsWriteOneLogFile(t *testing.T) {
 		cmd.Stderr = os.Stderr
 		in, err := cmd.StdinPipe()
 		require.NoError(t, err)
+		out, err := cmd.StdoutPipe()
+		require.NoError(t, err)
 		require.NoError(t, cmd.Start())
-		begin, writers = append(begin, in), append(writers, cmd)
+		begin, writers, ready = append(begin, in), append(writers, cmd), append(ready, out)
+	}
+	for _, r := range ready { // or one may have written all before the other has started
+		_, err := io.ReadFull(r, make([]byte, len("ready\n")))
+		require.NoError(t, err)
 	}
 	for _, b := range begin {
 		require.NoError(t, b.Close())
@@ -139,12 +148,14 @@ func TestGoroutineDump(t *testing.T) {
 	var out bytes.Buffer
 	log, err := openLog(options{}, &out)
 	require.NoError(t, err)
-	begun, end := make(chan struct{}), make(chan struct{})
+	end := make(chan struct{})
 	defer close(end)
+	var begun sync.WaitGroup
 	for range 5 {
-		go waitForTheEnd(begun, end)
-		<-begun
+		begun.Add(1)
+		go waitForTheEnd(&begun, end)
 	}
+	begun.Wait()
 	log.goroutines(log.Logger)
 	before, dump, ok := strings.Cut(out.String(), "\n")
 	require.True(t, ok)
@@ -154,7 +165,7 @@ func TestGoroutineDump(t *testing.T) {
 	require.Contains(t, lines[len(lines)-1], "end of the goroutines")
 }
 
-func waitForTheEnd(begun chan<- struct{}, end <-chan struct{}) {
-	begun <- struct{}{}
+func waitForTheEnd(begun *sync.WaitGroup, end <-chan struct{}) {
+	begun.Done()
 	<-end
 }

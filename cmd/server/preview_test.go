@@ -46,6 +46,7 @@ func TestPreviewFinishesWhatIsUnderWay(t *testing.T) {
 		<-finish
 		io.WriteString(w, "whole")
 	}))
+	s.grace = time.Minute
 	c, err := net.Dial("tcp", s.addr.String())
 	require.NoError(t, err)
 	defer c.Close()

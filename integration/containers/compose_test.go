@@ -207,12 +207,12 @@ func (p *project) backAndForth(addresses ...string) {
 	require.Equal(t, good, p.alone(fmt.Sprintf("v%d", rounds+1)).Serving().Generation)
 
 	// Versions that do not start, or die when they are to serve: they are removed, and nobody notices.
-	for _, bad := range []struct{ name, image, want string }{
-		{"does not start", p.brokenImage(), "did not become ready; "},
-		{"dies when it is to serve", p.crashImage(), "did not take over; "},
+	for _, bad := range []struct{ name, image, timeout, want string }{
+		{"does not start", p.brokenImage(), "3s", "did not become ready; "},
+		{"dies when it is to serve", p.crashImage(), "60s", "did not take over; "},
 	} {
 		p.sub(bad.name, func() {
-			r := p.deploy("bad", "TIMEOUT=3s IMAGE="+bad.image)
+			r := p.deploy("bad", "TIMEOUT="+bad.timeout+" IMAGE="+bad.image)
 			require.Equal(p.t, 1, r.Code, "%s%s", r.Stdout, r.Stderr)
 			require.Contains(p.t, r.Stderr, bad.want)
 			require.Equal(p.t, was, p.versions())

@@ -161,13 +161,21 @@ func (r *recipe) alone(label string) proc.Status {
 	})
 }
 
-// freePort is a port that nobody listens at, by the kernel's choice.
+// given are the ports that freePort has given: the kernel may choose one again before its container listens.
+var given sync.Map
+
+// freePort is a port that nobody listens at, by the kernel's choice, and no other test was given.
 func freePort(t *testing.T) int {
 	t.Helper()
-	ln, err := net.Listen("tcp", "127.0.0.1:0")
-	require.NoError(t, err)
-	defer ln.Close()
-	return ln.Addr().(*net.TCPAddr).Port
+	for {
+		ln, err := net.Listen("tcp", "127.0.0.1:0")
+		require.NoError(t, err)
+		port := ln.Addr().(*net.TCPAddr).Port
+		ln.Close()
+		if _, known := given.LoadOrStore(port, true); !known {
+			return port
+		}
+	}
 }
 
 // local is the address at which the load reaches a port of the host.

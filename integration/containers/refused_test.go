@@ -57,6 +57,7 @@ func TestRefused(t *testing.T) {
 			next := r.run("v2", hardened("--network", tc.network, "--volume", mount),
 				"--http", listen, "--label", "v2")
 			next.exits(1)
+			next.logged(tc.want[0]) // the engine may know of the end before it has the last of the log
 			var reason string
 			for line := range strings.Lines(next.logs()) {
 				if strings.Contains(line, "level=ERROR") {

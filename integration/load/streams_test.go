@@ -134,7 +134,7 @@ func TestOnlyProvableRefusalsAreRefused(t *testing.T) {
 		t.Run(tc.name, func(t *testing.T) {
 			leak.Check(t)
 			addr := scripted(t, func(c *net.TCPConn) { h2Refusing(t, c, tc.goAway, tc.code) })
-			run := start(t, Config{Streams: []Stream{{Kind: H2C, Address: addr, Rate: 50}}, Timeout: time.Second})
+			run := start(t, Config{Streams: []Stream{{Kind: H2C, Address: addr, Rate: 50}}})
 			await(t, run, func(c Counts) bool { return c.Refused+c.Lost >= 2 })
 			rep := run.Stop()
 			if tc.refused {

@@ -8,6 +8,7 @@ import (
 	"net/http/httptest"
 	"sync/atomic"
 	"testing"
+	"time"
 
 	"github.com/stretchr/testify/require"
 
@@ -29,8 +30,9 @@ func TestSeesHandshakesFail(t *testing.T) {
 	srv.Config.ErrorLog = log.New(io.Discard, "", 0)
 	srv.StartTLS()
 	t.Cleanup(srv.Close)
-	run := start(t, Config{Streams: []Stream{{
-		Kind: NewConn, Address: srv.Listener.Addr().String(), Rate: 200, TLS: &tls.Config{InsecureSkipVerify: true},
+	// Few, since a handshake takes a processor's time: those that a busy machine does not get done in time are no failures.
+	run := start(t, Config{Timeout: time.Minute, Streams: []Stream{{
+		Kind: NewConn, Address: srv.Listener.Addr().String(), Rate: 40, TLS: &tls.Config{InsecureSkipVerify: true},
 	}}})
 	await(t, run, func(c Counts) bool { return c.Answered >= 30 && c.Lost >= 3 })
 	rep := run.Stop()
