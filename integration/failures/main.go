@@ -27,8 +27,9 @@ import (
 type matrix struct {
 	bin   proc.Binaries
 	quiet baseline
-	keep  bool // the directories of the cells stay
-	at    int  // cells at a time
+	still stalls // of this machine, while cells are played
+	keep  bool   // the directories of the cells stay
+	at    int    // cells at a time
 }
 
 func main() {
@@ -103,6 +104,11 @@ func work(ctx context.Context, m *matrix, only string, justControls bool, write,
 
 // runAll runs cells, some at a time, and says how each went.
 func (m *matrix) runAll(ctx context.Context, todo []cell) []*result {
+	watching, done := context.WithCancel(ctx)
+	var watch sync.WaitGroup
+	watch.Go(func() { m.still.watch(watching) })
+	defer watch.Wait()
+	defer done()
 	results := make([]*result, len(todo))
 	next := make(chan int)
 	var saying sync.Mutex
@@ -130,17 +136,26 @@ func (m *matrix) runAll(ctx context.Context, todo []cell) []*result {
 // would be about something else.
 const maxHeld = stepTimeout / 2
 
-// playValid plays a cell, again if this machine was too busy to apply the fault in time.
+// playValid plays a cell, again if this machine was too busy to apply the fault in time, or stood still meanwhile. A
+// request that was lost counts all the same.
 func (m *matrix) playValid(ctx context.Context, c cell) *result {
 	for range 4 {
+		begin := time.Now()
 		r := m.play(ctx, c)
-		if r.held <= maxHeld || ctx.Err() != nil {
+		still := m.still.since(begin)
+		switch {
+		case ctx.Err() != nil:
+			return r
+		case r.held > maxHeld:
+			fmt.Printf("VOID %s: the fault came %v after the step, at most %v are allowed\n", c.id(), r.held, maxHeld)
+		case still > 0 && (c.mayLose() || r.toll.lost() == 0):
+			fmt.Printf("VOID %s: this machine stood still for %v, at most %v are allowed\n", c.id(), still, maxStall)
+		default:
 			return r
 		}
-		fmt.Printf("VOID %s: the fault came %v after the step, at most %v are allowed\n", c.id(), r.held, maxHeld)
 	}
 	r := &result{cell: c}
-	r.fail("this machine is too busy: the fault came too late each time")
+	r.fail("this machine is too busy: the fault came too late each time, or it stood still")
 	return r
 }
 
