@@ -36,7 +36,7 @@ func TestSilenceIsCountedFromTheLastActivity(t *testing.T) {
 	s := serveHTTP(t, tell("hello"), nil)
 	c := s.dial()
 	c.get("/", false)
-	s.waitOpen(map[string]int{"idle": 1})
+	waitReading(t, s) // idle, it may be a moment before
 
 	// Before the drain nobody takes the time: it began with the drain.
 	s.beginDrain(false)
