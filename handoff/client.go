@@ -306,6 +306,6 @@ func sleep(ctx context.Context, d time.Duration) bool {
 	case <-ctx.Done():
 		return false
 	case <-t.C:
-		return true
+		return ctx.Err() == nil // of two that are ready, any may be chosen
 	}
 }
