@@ -581,16 +581,19 @@ func TestSilentIncumbent(t *testing.T) {
 	})
 	t.Run("busy for ever", func(t *testing.T) {
 		q := newSquatter(t)
-		ctx, cancel := context.WithTimeout(q.ctx, 250*time.Millisecond)
-		defer cancel()
+		ctx, cancel := context.WithCancelCause(q.ctx)
+		defer cancel(nil)
 		go func() {
-			for {
+			for asked := 1; ; asked++ {
 				uc, err := q.ln.AcceptUnix()
 				if err != nil {
 					return
 				}
 				c := newConn(uc)
 				c.receive()
+				if asked == 3 { // so the first two answers were read
+					cancel(context.DeadlineExceeded)
+				}
 				say(c, &frame{Type: msgBusy, Reason: whyHandoff, Text: "another one"})
 				c.Close()
 			}
