@@ -569,6 +569,7 @@ func TestReadyTimeoutRevokesTheSuccessor(t *testing.T) {
 	require.ErrorIs(t, two.Err(), ErrRevoked)
 	require.ErrorIs(t, two.Ready(c.ctx), ErrRevoked)
 	require.Equal(t, "1", asked(t, ln.Addr()))
+	require.True(t, one.ask(func() { one.cfg.ReadyTimeout = time.Hour })) // who is ready at once may need as long
 	c.ready(c.start("three"))
 	c.wait(one)
 }

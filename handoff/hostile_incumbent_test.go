@@ -548,7 +548,8 @@ func TestSuccessorPassesOverErrors(t *testing.T) {
 
 // A silent incumbent is named by its pid.
 func TestSilentIncumbent(t *testing.T) {
-	quick := func(cfg *Config) { cfg.StepTimeout = 80 * time.Millisecond }
+	// As much as the test itself may need between two words.
+	quick := func(cfg *Config) { cfg.StepTimeout = time.Second }
 	for name, say := range map[string]func(*squatter, *rawPeer){
 		"after hello":   func(*squatter, *rawPeer) {},
 		"after welcome": func(q *squatter, r *rawPeer) { q.welcome.Total = 2; r.say(q.welcome) },
