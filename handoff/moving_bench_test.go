@@ -1,6 +1,7 @@
 package handoff
 
 import (
+	"cmp"
 	"log/slog"
 	"net"
 	"runtime"
@@ -18,7 +19,8 @@ import (
 // iteration does both, one after the other, and a ratio is that of the medians: of the
 // time that it takes, and of the processors' time, which depends less on what else the
 // machine does. (A move uses both, the bare way mostly one.) More than twice the time
-// fails it.
+// fails it, of the quickest iteration of each: where something else has one of two
+// processors, a move takes half as long again.
 //
 //	go test -run '^$' -bench Move -benchtime 15x ./handoff
 func BenchmarkMove(b *testing.B) {
@@ -40,10 +42,14 @@ func BenchmarkMove(b *testing.B) {
 	b.ReportMetric(0, "ns/op")
 	b.ReportMetric(median(bare, took), "bare-ns/conn")
 	b.ReportMetric(median(move, took), "move-ns/conn")
-	ratio := median(move, took) / median(bare, took)
-	b.ReportMetric(ratio, "ratio")
+	quickest := func(all []cost) float64 {
+		return float64(slices.MinFunc(all, func(a, b cost) int { return cmp.Compare(a.took, b.took) }).took)
+	}
+	least := quickest(move) / quickest(bare)
+	b.ReportMetric(median(move, took)/median(bare, took), "ratio")
+	b.ReportMetric(least, "least-ratio")
 	b.ReportMetric(median(move, cpu)/median(bare, cpu), "cpu-ratio")
-	require.LessOrEqual(b, ratio, 2.0, "a move costs more than it may")
+	require.LessOrEqual(b, least, 2.0, "a move costs more than it may")
 }
 
 // cost is what a move takes.
