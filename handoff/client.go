@@ -306,6 +306,10 @@ func sleep(ctx context.Context, d time.Duration) bool {
 	case <-ctx.Done():
 		return false
 	case <-t.C:
-		return true
+		// Both may be over where this process was stopped, or had no time.
+		if end, ok := ctx.Deadline(); ok && !time.Now().Before(end) {
+			<-ctx.Done()
+		}
+		return ctx.Err() == nil
 	}
 }

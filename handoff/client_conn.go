@@ -23,9 +23,7 @@ func dialOperator(ctx context.Context, path string, a allow) (*operatorConn, err
 		return nil, err
 	}
 	c, err := dial(ctx, path, a)
-	if end, ok := ctx.Deadline(); ok && errors.Is(err, context.DeadlineExceeded) && !time.Now().Before(end) {
-		// The dialer goes by the clock, and may be ahead of ctx.
-		<-ctx.Done()
+	if outOfTime(ctx, err) {
 		return nil, ctx.Err()
 	}
 	if err != nil {

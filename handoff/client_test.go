@@ -165,7 +165,7 @@ func TestClientErrors(t *testing.T) {
 	}{
 		{name: "refused", call: handover, script: operatorScript{utter(no)}, want: &RemoteError{Code: "not_now", Text: "no", Hint: "later"}, asked: 1},
 		{name: "busy is asked again", call: handover, script: operatorScript{busy, busy, ok}, asked: 3},
-		{name: "busy for ever", call: handover, script: operatorScript{busy}, time: 100 * time.Millisecond, want: &RemoteError{Code: "busy", Text: "busy"}},
+		{name: "busy for ever", call: handover, script: operatorScript{busy}, time: time.Second, want: &RemoteError{Code: "busy", Text: "busy"}},
 		{name: "a question is repeated", call: status, script: operatorScript{hangUp, hangUp, utter(someStatus)}, asked: 3},
 		{name: "a verb is not", call: handover, script: operatorScript{hangUp, ok}, want: ErrNoAnswer, asked: 1},
 		{name: "a verb with an id is", call: again, script: operatorScript{hangUp, ok}, asked: 2},

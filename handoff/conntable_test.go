@@ -1,7 +1,6 @@
 package handoff
 
 import (
-	"context"
 	"testing"
 	"time"
 
@@ -13,7 +12,7 @@ import (
 // that drain fill the table, since each keeps a connection by which it moves.
 func TestHelloWhoseConnectionMadeRoom(t *testing.T) {
 	c := newChain(t)
-	p, _ := c.serve("one")
+	p, _ := c.serve("one", func(cfg *Config) { cfg.StepTimeout = time.Hour })
 	ours, theirs := connPair(t)
 	p.control.track(ours, false)
 	for range maxConns { // others come, before keep is called for it
@@ -24,13 +23,7 @@ func TestHelloWhoseConnectionMadeRoom(t *testing.T) {
 	_, err := theirs.c.Write([]byte("x"))
 	require.Error(t, err, "it was closed")
 	p.admitOrNot(ours, &frame{Type: msgHello, Versions: &versionRange{1, 1}, Program: &program{PID: 1}})
-	start := time.Now()
-	ctx, cancel := context.WithTimeout(c.ctx, 3*time.Second)
-	defer cancel()
-	cfg := c.config("two")
-	two, err := Start(ctx, cfg)
-	require.NoError(t, err, "after %v", time.Since(start))
-	two.Close()
+	c.start("two")
 }
 
 // Generations that drain keep a connection each, and leave room for everybody else.

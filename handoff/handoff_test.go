@@ -12,6 +12,7 @@ import (
 	"path/filepath"
 	"strings"
 	"sync"
+	"sync/atomic"
 	"testing"
 	"time"
 
@@ -263,13 +264,41 @@ func TestNeverRefusesWhereAnIncumbentLives(t *testing.T) {
 	require.ErrorContains(t, err, fmt.Sprintf("pid %d", os.Getpid()))
 }
 
+// toldBusy starts a Process that p tells busy, and returns when that is known to it,
+// and how its Start ends.
+func (c *chain) toldBusy(ctx context.Context, p *Process) <-chan error {
+	c.t.Helper()
+	end := make(chan error, 1)
+	go func() {
+		_, err := Start(ctx, c.config("hasty"))
+		end <- err
+	}()
+	var first time.Time
+	c.until("it asks again", func() bool { // so it has read the first answer
+		var asked time.Time
+		p.ask(func() {
+			if all := p.waiting.all; len(all) > 0 {
+				asked = all[0].asked
+			}
+		})
+		if first.IsZero() {
+			first = asked
+		}
+		return asked.After(first)
+	})
+	return end
+}
+
 func TestBusyIsAskedAgain(t *testing.T) {
 	c := newChain(t)
 	one := c.start("one") // not ready: a hello is told busy
-	ctx, cancel := context.WithTimeout(c.ctx, 300*time.Millisecond)
-	defer cancel()
-	_, err := Start(ctx, c.config("hasty"))
-	require.ErrorIs(t, err, context.DeadlineExceeded)
+	ctx, cancel := context.WithCancelCause(c.ctx)
+	defer cancel(nil)
+	enough := errors.New("enough")
+	hasty := c.toldBusy(ctx, one)
+	cancel(enough)
+	err := <-hasty
+	require.ErrorIs(t, err, enough)
 	require.ErrorContains(t, err, "busy")
 
 	got := make(chan *Process)
@@ -285,6 +314,35 @@ func TestBusyIsAskedAgain(t *testing.T) {
 	defer two.Close()
 	c.ready(two)
 	c.wait(one)
+}
+
+// slowContext has a deadline that may pass before it ends, as that of any context may
+// where the machine is slow.
+type slowContext struct {
+	context.Context
+	passed atomic.Bool
+}
+
+func (c *slowContext) Deadline() (time.Time, bool) {
+	if c.passed.Load() {
+		return longAgo(), true
+	}
+	return c.Context.Deadline()
+}
+
+// Whose time ends while he dials is told all the same what it was spent on.
+func TestBusyIsSaidWhereTheDialerIsFirst(t *testing.T) {
+	c := newChain(t)
+	one := c.start("one") // not ready
+	parent, cancel := context.WithCancelCause(c.ctx)
+	defer cancel(nil)
+	ctx := &slowContext{Context: parent}
+	hasty := c.toldBusy(ctx, one)
+	ctx.passed.Store(true)
+	time.AfterFunc(3*busyRetryMS*time.Millisecond, func() { cancel(context.DeadlineExceeded) })
+	err := <-hasty
+	require.ErrorIs(t, err, context.DeadlineExceeded)
+	require.ErrorContains(t, err, "busy")
 }
 
 func TestFirstStartsAtTheSameInstant(t *testing.T) {
@@ -513,6 +571,7 @@ func TestReadyTimeoutRevokesTheSuccessor(t *testing.T) {
 	require.ErrorIs(t, two.Err(), ErrRevoked)
 	require.ErrorIs(t, two.Ready(c.ctx), ErrRevoked)
 	require.Equal(t, "1", asked(t, ln.Addr()))
+	require.True(t, one.ask(func() { one.cfg.ReadyTimeout = time.Hour })) // who is ready at once may need as long
 	c.ready(c.start("three", noClaim))
 	c.wait(one)
 }

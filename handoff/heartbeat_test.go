@@ -15,7 +15,9 @@ import (
 // its reader, the kernel and the rest of the program go on. Processes that are
 // stopped whole, or die, are in integration/ and death_test.go.
 
-const testBeat = 50 * time.Millisecond
+// testBeat: two of it are longer than a busy machine leaves a goroutine without a
+// processor, or who is well would seem to hang.
+const testBeat = 200 * time.Millisecond
 
 func beats(cfg *Config) { cfg.Heartbeat = testBeat }
 
@@ -81,7 +83,8 @@ func TestHangingSuccessorIsTakenBackFrom(t *testing.T) {
 	require.Equal(t, OutcomeRolledBack, s.Last.Outcome)
 	require.Equal(t, "silent", s.Last.Reason)
 	require.Equal(t, "revoked", of(s, 2).State)
-	require.Positive(t, of(s, 2).SilentSeconds)
+	// Its last answer may have come a moment after the heartbeat that is counted from.
+	c.answeredBy(1, func(s *Status) bool { return of(s, 2).SilentSeconds > 0 })
 	// Until it knows, both accept; then the one that woke up never serves again.
 	goOn()
 	_, err := two.Wait(c.ctx)
@@ -98,9 +101,15 @@ func TestHangingSuccessorAtRelease(t *testing.T) {
 	c := newChain(t)
 	one, ln := c.serve("one", probation, beats, func(cfg *Config) { cfg.StepTimeout = time.Hour })
 	two, _ := c.serve("two", probation, beats)
-	goOn := c.hang(two)
-	one.Stop() // release now
-	c.reach(one, StateReleasing)
+	c.answeredBy(1, func(s *Status) bool { return of(s, 2).State == "serving" })
+	var goOn func()
+	var then State
+	require.True(t, one.ask(func() { // between two heartbeats
+		goOn = c.hang(two)
+		one.feed(event{kind: evStop}) // release now
+		then = one.m.state
+	}))
+	require.Equal(t, StateReleasing, then)
 	c.reach(one, StateServing)
 	require.Equal(t, "silent", c.status().Last.Reason)
 	goOn()
@@ -164,7 +173,7 @@ func TestStandbyOfAHangingIncumbent(t *testing.T) {
 	require.Zero(t, of(s, 1).SilentSeconds)
 	c.until("the log", func() bool { return strings.Contains(lines.String(), "the silent process answers again") })
 	require.Equal(t, "1", asked(t, ln.Addr()))
-	_, err = client.Handover(c.ctx, "")
+	_, err = client.Handover(c.ctx, "again") // an id, or who stands aside just now might take it with him
 	require.NoError(t, err)
 	require.NoError(t, <-ready)
 	require.Equal(t, "2", asked(t, ln.Addr()))
@@ -325,14 +334,45 @@ func (s Status) request(id string) (RequestStatus, bool) {
 	return RequestStatus{}, false
 }
 
+// byHand makes heartbeats come when a test calls for them only: one that plays a peer
+// has no time of its own that it could miss them in.
+func byHand(cfg *Config) { cfg.Heartbeat = time.Hour }
+
+// beat is n heartbeats, as if their time had come.
+func (g *target) beat(n int) {
+	g.t.Helper()
+	require.True(g.t, g.one.ask(func() {
+		for range n {
+			g.one.beatNow(false)
+		}
+	}))
+}
+
+// heard waits until the incumbent has heard its successor since the last heartbeat.
+func (g *target) heard() {
+	g.t.Helper()
+	g.until("it was heard", func() bool {
+		quiet := -1
+		g.one.ask(func() {
+			if l := g.one.younger; l != nil {
+				quiet = l.pulse.quiet
+			}
+		})
+		return quiet == 0
+	})
+}
+
 // A peer is asked once, and not again before it has answered: there must be room
 // for the last word.
 func TestHeartbeatsThatAreNotAnswered(t *testing.T) {
-	g := newTarget(t, beats)
+	g := newTarget(t, byHand)
 	r := g.raw(phaseServing)
 	r.deaf = true
+	g.beat(1)
 	r.hear(msgPing)
 	r.say(&frame{Type: msgPong})
+	g.heard()
+	g.beat(missed)
 	r.hear(msgPing)
 	require.Equal(t, whySilent, r.hear(msgRevoke).Reason)
 	g.reach(g.one, StateServing)
@@ -348,12 +388,14 @@ func TestHeartbeatsOfAnotherVersion(t *testing.T) {
 		"pong":         {Type: msgPong},
 	} {
 		t.Run(name, func(t *testing.T) {
-			g := newTarget(t, beats)
+			g := newTarget(t, byHand)
 			r := g.raw(phaseServing)
 			r.deaf = true
 			for range 3 * missed {
+				g.beat(1)
 				r.hear(msgPing)
 				r.say(answer)
+				g.heard()
 			}
 			require.Equal(t, StateParked, g.one.State())
 			require.NoError(t, r.c.Close())
@@ -365,7 +407,7 @@ func TestHeartbeatsOfAnotherVersion(t *testing.T) {
 // A heartbeat that comes late was held up with this process, which then knows
 // nothing of its peer.
 func TestLateHeartbeatsSayNothing(t *testing.T) {
-	g := newTarget(t, func(cfg *Config) { cfg.Heartbeat = time.Hour })
+	g := newTarget(t, byHand)
 	r := g.raw(phaseServing)
 	r.deaf = true
 	beat := func(late bool) (quiet int) {
@@ -385,20 +427,16 @@ func TestLateHeartbeatsSayNothing(t *testing.T) {
 
 // The answer that waits to be read counts.
 func TestHeartbeatAnswerInTheQueue(t *testing.T) {
-	g := newTarget(t, func(cfg *Config) { cfg.Heartbeat = time.Hour })
+	g := newTarget(t, byHand)
 	r := g.raw(phaseServing)
 	r.deaf = true
-	require.True(t, g.one.ask(func() { g.one.beatNow(false); g.one.beatNow(false) }))
+	g.beat(2)
 	r.hear(msgPing)
 	goOn := g.hang(g.one)
 	g.one.post(func() { g.one.beatNow(false) })
 	r.say(&frame{Type: msgPong})
 	goOn()
-	g.until("it was heard", func() bool {
-		quiet := -1
-		g.one.ask(func() { quiet = g.one.younger.pulse.quiet })
-		return quiet == 0
-	})
+	g.heard()
 	require.Equal(t, StateParked, g.one.State())
 	require.NoError(t, r.c.Close())
 	g.unharmed()

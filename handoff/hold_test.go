@@ -114,9 +114,12 @@ func TestReleasedAtTheDeadlineEndsSooner(t *testing.T) {
 	c := newChain(t)
 	one, _ := c.serve("one", drainTimeout(10*time.Millisecond))
 	ctx, release := one.Hold(c.ctx, "job")
-	defer context.AfterFunc(ctx, release)()
+	released := make(chan time.Time, 1)
+	defer context.AfterFunc(ctx, func() { released <- time.Now(); release() })()
 	one.Stop()
-	require.Less(t, c.wait(one).Duration, cutGrace)
+	r := c.wait(one)
+	require.Less(t, time.Since(<-released), cutGrace)
+	require.Equal(t, map[string]int{"job": 1}, r.Holds)
 }
 
 func TestHoldsEndWithClose(t *testing.T) {

@@ -548,7 +548,8 @@ func TestSuccessorPassesOverErrors(t *testing.T) {
 
 // A silent incumbent is named by its pid.
 func TestSilentIncumbent(t *testing.T) {
-	quick := func(cfg *Config) { cfg.StepTimeout = 80 * time.Millisecond }
+	// As much as the test itself may need between two words.
+	quick := func(cfg *Config) { cfg.StepTimeout = time.Second }
 	for name, say := range map[string]func(*squatter, *rawPeer){
 		"after hello":   func(*squatter, *rawPeer) {},
 		"after welcome": func(q *squatter, r *rawPeer) { q.welcome.Total = 2; r.say(q.welcome) },
@@ -581,16 +582,19 @@ func TestSilentIncumbent(t *testing.T) {
 	})
 	t.Run("busy for ever", func(t *testing.T) {
 		q := newSquatter(t)
-		ctx, cancel := context.WithTimeout(q.ctx, 250*time.Millisecond)
-		defer cancel()
+		ctx, cancel := context.WithCancelCause(q.ctx)
+		defer cancel(nil)
 		go func() {
-			for {
+			for asked := 1; ; asked++ {
 				uc, err := q.ln.AcceptUnix()
 				if err != nil {
 					return
 				}
 				c := newConn(uc)
 				c.receive()
+				if asked == 3 { // so the first two answers were read
+					cancel(context.DeadlineExceeded)
+				}
 				say(c, &frame{Type: msgBusy, Reason: whyHandoff, Text: "another one"})
 				c.Close()
 			}

@@ -248,11 +248,23 @@ func TestSuccessorThatDoesNotRead(t *testing.T) {
 
 // Silence where an answer is due.
 func TestSilentSuccessor(t *testing.T) {
-	quick := func(cfg *Config) { cfg.StepTimeout, cfg.ReadyTimeout = 80*time.Millisecond, 80*time.Millisecond }
-	for _, at := range []phase{phaseOffer, phaseHeld, phaseServe, phaseRelease} {
+	const step, ready = time.Hour, 2 * time.Hour
+	slow := func(cfg *Config) { cfg.StepTimeout, cfg.ReadyTimeout = step, ready }
+	for at, want := range map[phase]struct {
+		timer timerKind
+		after time.Duration
+	}{
+		phaseOffer: {timerStep, step}, phaseHeld: {timerReady, ready}, phaseServe: {timerServing, step}, phaseRelease: {timerReleased, step},
+	} {
 		t.Run(phaseNames[at], func(t *testing.T) {
-			g := newTarget(t, quick)
+			g := newTarget(t, slow)
 			r := g.raw(at)
+			require.True(t, g.one.ask(func() {
+				require.Equal(t, want.timer.bit(), g.one.m.armed, "what runs")
+				run := g.one.timers[want.timer]
+				require.WithinDuration(t, time.Now().Add(want.after), run.due, time.Minute)
+				run.t.Reset(0) // as if its time had come
+			}))
 			require.Equal(t, whyTimeout, r.hear(msgRevoke).Reason)
 			g.reach(g.one, StateServing)
 			require.NoError(t, r.c.Close())
@@ -260,14 +272,14 @@ func TestSilentSuccessor(t *testing.T) {
 		})
 	}
 	t.Run("standby", func(t *testing.T) { // which may be silent
-		g := newTarget(t, quick)
+		g := newTarget(t, slow)
 		r := g.raw(phaseReady)
 		g.one.ask(func() { require.Zero(t, g.one.m.armed, "no timer runs") })
 		require.NoError(t, r.c.Close())
 		g.unharmed()
 	})
 	t.Run("before hello", func(t *testing.T) {
-		g := newTarget(t, quick)
+		g := newTarget(t, func(cfg *Config) { cfg.StepTimeout = time.Second })
 		r := g.dialRaw()
 		_, err := r.next()
 		require.ErrorIs(t, err, io.EOF)
@@ -294,7 +306,7 @@ func TestIdleConnectionsDoNotStopAHandoff(t *testing.T) {
 		{"asked something unknown", func(r *rawPeer) error { return r.c.send([]byte(`{"type":"heartbeat"}`)) }},
 	} {
 		t.Run(tc.name, func(t *testing.T) {
-			const step = 300 * time.Millisecond
+			const step = 2 * time.Second // the successor is one of many here
 			g := newTarget(t, func(cfg *Config) { cfg.StepTimeout = step })
 			done := make(chan error)
 			for range maxConns + 20 {

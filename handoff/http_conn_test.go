@@ -59,6 +59,7 @@ func TestFilesStillGoBySendfile(t *testing.T) {
 		http.ServeFile(w, r, file)
 	})}, nil)
 	require.Len(t, s.dial().get("/", false), size)
+	s.waitOpen(map[string]int{"idle": 1}) // what was sent is counted a moment after the client has it
 	require.EqualValues(t, size, ln.readFrom.Load()+512, "all but what net/http looks at to tell the type")
 }
 

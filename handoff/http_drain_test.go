@@ -36,7 +36,7 @@ func TestSilenceIsCountedFromTheLastActivity(t *testing.T) {
 	s := serveHTTP(t, tell("hello"), nil)
 	c := s.dial()
 	c.get("/", false)
-	s.waitOpen(map[string]int{"idle": 1})
+	waitReading(t, s) // idle, it may be a moment before
 
 	// Before the drain nobody takes the time: it began with the drain.
 	s.beginDrain(false)
@@ -89,6 +89,9 @@ func TestSilentOnlyAtBoundary(t *testing.T) {
 			}
 			c.send(tc.after)
 			waitReading(t, s)
+			if !tc.movable {
+				waitNoted(t, s)
+			}
 
 			s.beginDrain(true)
 			if tc.movable {
@@ -139,6 +142,18 @@ func waitReading(t *testing.T, s *testServer) {
 		c.mu.Lock()
 		defer c.mu.Unlock()
 		return c.state != http.StateActive && c.reads > 0
+	}, patience, time.Millisecond)
+}
+
+// waitNoted waits until it is noted that something was read, which is a moment after the
+// kernel has it no more.
+func waitNoted(t *testing.T, s *testServer) {
+	t.Helper()
+	c := onlyConn(t, s)
+	require.Eventually(t, func() bool {
+		c.mu.Lock()
+		defer c.mu.Unlock()
+		return !c.atBoundary()
 	}, patience, time.Millisecond)
 }
 
@@ -194,7 +209,7 @@ func TestCut(t *testing.T) {
 		nc, _, _ := w.(http.Hijacker).Hijack()
 		taken <- nc
 	})
-	s := serveHTTP(t, mux, func(h *HTTPServer) { h.drain.grace = 300 * time.Millisecond })
+	s := serveHTTP(t, mux, func(h *HTTPServer) { h.drain.grace = 2 * time.Second }) // which what ends by itself may need
 	// Shutdown is bounded, but waits for handlers that end: the last one does at the end of the test.
 	t.Cleanup(func() { close(stuck.open) })
 

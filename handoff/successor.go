@@ -52,6 +52,7 @@ func (p *Process) join(ctx context.Context) error {
 		ln, file, c, err := meet(ctx, p.cfg.Socket, p.allow())
 		waits.Stop()
 		if err != nil {
+			outOfTime(ctx, err) // so that blame can tell
 			return blame(err)
 		}
 		done := make(chan attempt, 1)

@@ -274,6 +274,17 @@ func errnoOf(err error) error {
 	return err
 }
 
+// outOfTime says that err is the end of ctx's time. The dialer goes by the clock, and
+// may be ahead of ctx, which has ended on return.
+func outOfTime(ctx context.Context, err error) bool {
+	end, ok := ctx.Deadline()
+	if !ok || !errors.Is(err, context.DeadlineExceeded) || time.Now().Before(end) {
+		return false
+	}
+	<-ctx.Done()
+	return true
+}
+
 // relisten calls listen(2) again on a listener that is served already, for the
 // process that begins to answer. Connections in its queue stay; from now on
 // SO_PEERCRED and SO_PEERPIDFD of new connections name this process instead of

@@ -14,7 +14,7 @@ import (
 )
 
 // patience is how long what ends by itself may take at the end of a test.
-const patience = 5 * time.Second
+const patience = 20 * time.Second
 
 // Check fails the test if, when it and its other cleanups are done, this
 // process has descriptors or goroutines that it did not have now. Call it first;
