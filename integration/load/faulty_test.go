@@ -181,10 +181,7 @@ func TestPipelinedSeesBytesSwallowed(t *testing.T) {
 		}
 		return answer(w, body)
 	})
-	run := start(t, Config{
-		Streams: []Stream{{Kind: Pipelined, Address: addr, Conns: 10, Rate: 500}},
-		Timeout: time.Second,
-	})
+	run := start(t, Config{Streams: []Stream{{Kind: Pipelined, Address: addr, Conns: 10, Rate: 500}}})
 	await(t, run, func(c Counts) bool { return c.Lost > 0 })
 	rep := run.Stop()
 	require.Equal(t, CauseStatus, rep.Losses[0].Cause, "%s", rep)
@@ -295,9 +292,9 @@ func TestGoClientDialsAgain(t *testing.T) {
 	go func() { defer close(done); srv.Serve(ln) }()
 	t.Cleanup(func() { srv.Close(); <-done })
 	run := start(t, Config{Streams: []Stream{{Kind: GoClient, Address: ln.Addr().String(), Conns: 4, Rate: 8}}})
-	await(t, run, func(c Counts) bool { return c.Dials > 8 })
-	rep := run.Stop()
-	require.Zero(t, rep.Lost, "%s", rep)
+	// Where the machine stands still until the next request is due, that may meet the close, and is lost.
+	await(t, run, func(c Counts) bool { return c.Dials > 8+c.Lost })
+	wantCutAtMost(t, run.Stop())
 }
 
 // Shutdown of the server behind it loses requests of Go's client too: it must not send them again.
@@ -331,7 +328,7 @@ func TestLargeBodies(t *testing.T) {
 		{Kind: NewConn, Address: addr, Rate: 10, Body: size},
 		{Kind: GoClient, Address: addr, Conns: 2, Rate: 20, Body: size},
 		{Kind: Pipelined, Address: addr, Conns: 2, Rate: 10, Body: size},
-	}})
+	}, Timeout: time.Minute}) // on a busy machine they queue up
 	await(t, run, Answers(7, 40))
 	rep := run.Stop()
 	require.Equal(t, rep.Sent, rep.Answered, "%s", rep)

@@ -140,11 +140,20 @@ func TestSeesIdleConnectionsClosed(t *testing.T) {
 	go func() { defer close(done); srv.Serve(ln) }()
 	t.Cleanup(func() { srv.Close(); <-done })
 	run := start(t, Config{Streams: []Stream{{Kind: KeepAlive, Address: ln.Addr().String(), Conns: 4, Rate: 8}}})
-	await(t, run, func(c Counts) bool { return c.Broken >= 4 && c.Answered >= 8 })
+	// Where the machine stands still until the next request is due, that may meet the close, and is lost.
+	await(t, run, func(c Counts) bool { return c.Broken >= c.Lost+4 && c.Answered >= 8 })
 	rep := run.Stop()
-	require.Zero(t, rep.Lost, "%s", rep)
+	wantCutAtMost(t, rep)
 	require.Greater(t, rep.Dials, uint64(4), "broken connections are dialled again")
 	require.Equal(t, CauseClosed, rep.Breaks[0].Cause)
+}
+
+// wantCutAtMost wants every loss to be of a request on a connection that ended.
+func wantCutAtMost(t *testing.T, rep Report) {
+	t.Helper()
+	for _, l := range rep.Losses {
+		require.Contains(t, []Cause{CauseClosed, CauseReset}, l.Cause, "%s", rep)
+	}
 }
 
 func TestAnnouncedCloseIsNoBreak(t *testing.T) {
@@ -243,18 +252,24 @@ func TestSilenceIsALoss(t *testing.T) {
 		Streams: []Stream{{Kind: KeepAlive, Address: addr, Rate: 100}},
 		Timeout: 50 * time.Millisecond,
 	})
-	await(t, run, func(c Counts) bool { return c.Lost > 0 })
+	cause := CauseDial // a dial may take too long as well
+	for n := 0; cause == CauseDial; n++ {
+		await(t, run, func(c Counts) bool { return c.Lost > uint64(n) })
+		cause = run.Report().Losses[n].Cause
+	}
 	close(release)
 	rep := run.Stop()
-	require.Equal(t, CauseTimeout, rep.Losses[0].Cause, "%s", rep)
+	require.Equal(t, CauseTimeout, cause, "%s", rep)
 }
 
 func TestRefusedDialIsALoss(t *testing.T) {
 	leak.Check(t)
-	ln := listen(t)
-	ln.Close()
+	client, err := net.Dial("tcp", listen(t).Addr().String())
+	require.NoError(t, err)
+	defer client.Close()
+	nobody := client.LocalAddr().String() // a port that nobody can get meanwhile
 	for _, kind := range []Kind{KeepAlive, Pipelined, GoClient, NewConn, H2C, Events} {
-		run := start(t, Config{Streams: []Stream{{Kind: kind, Address: ln.Addr().String(), Rate: 50}}})
+		run := start(t, Config{Streams: []Stream{{Kind: kind, Address: nobody, Rate: 50}}})
 		await(t, run, func(c Counts) bool { return c.Lost > 2 })
 		rep := run.Stop()
 		require.Equal(t, CauseDial, rep.Losses[0].Cause, "%s", rep)
@@ -321,7 +336,7 @@ func TestMaxEndsTheRun(t *testing.T) {
 	serve(t, ln, echoApp(1))
 	run := start(t, Config{
 		Streams: []Stream{{Kind: KeepAlive, Address: ln.Addr().String(), Rate: 100}},
-		Max:     50 * time.Millisecond,
+		Max:     time.Second, // the first requests must fall into it
 	})
 	err := run.Wait(t.Context(), func(Counts) bool { return false })
 	require.ErrorIs(t, err, context.Canceled)

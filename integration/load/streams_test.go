@@ -5,6 +5,7 @@ import (
 	"io"
 	"net"
 	"net/http"
+	"slices"
 	"testing"
 	"time"
 
@@ -134,7 +135,7 @@ func TestOnlyProvableRefusalsAreRefused(t *testing.T) {
 		t.Run(tc.name, func(t *testing.T) {
 			leak.Check(t)
 			addr := scripted(t, func(c *net.TCPConn) { h2Refusing(t, c, tc.goAway, tc.code) })
-			run := start(t, Config{Streams: []Stream{{Kind: H2C, Address: addr, Rate: 50}}, Timeout: time.Second})
+			run := start(t, Config{Streams: []Stream{{Kind: H2C, Address: addr, Rate: 50}}})
 			await(t, run, func(c Counts) bool { return c.Refused+c.Lost >= 2 })
 			rep := run.Stop()
 			if tc.refused {
@@ -197,7 +198,7 @@ func TestDatagrams(t *testing.T) {
 			await(t, run, func(c Counts) bool { return c.Answered >= 45 })
 			rep := run.Stop()
 			require.GreaterOrEqual(t, rep.Lost, uint64(4), "%s", rep)
-			require.Equal(t, CauseTimeout, rep.Losses[0].Cause)
+			require.True(t, slices.ContainsFunc(rep.Losses, func(l Loss) bool { return l.Cause == CauseTimeout }), "%s", rep)
 		})
 	}
 }
