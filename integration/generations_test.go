@@ -28,15 +28,12 @@ const halfBody = "half "
 // hold begins a request, and waits until the generation that serves counts it.
 func (s *service) hold(addr string, generation uint64) *held {
 	s.t.Helper()
-	conn, err := (&net.Dialer{}).DialContext(s.ctx(), "tcp", addr)
-	require.NoError(s.t, err)
-	s.t.Cleanup(func() { conn.Close() })
-	_, err = fmt.Fprintf(conn, "POST /echo HTTP/1.1\r\nHost: test\r\nContent-Length: %d\r\n\r\n%s", 2*len(halfBody), halfBody)
-	require.NoError(s.t, err)
+	h := s.holdUncounted(addr)
+	h.generation = generation
 	s.waitStatus(fmt.Sprintf("generation %d has the request", generation), func(st proc.Status) bool {
 		return st.Of(generation).Open["active"] >= 1
 	})
-	return &held{conn, generation}
+	return h
 }
 
 // finish sends the rest, and wants the answer of the generation that began with it.
@@ -272,8 +269,8 @@ func TestMaxDrainingUnderLoad(t *testing.T) {
 	require.Regexp(t, `(?m)^a successor labelled v4 \(pid \d+\) has waited for .*: max draining: `+text+`$`, s.must("status").Stdout)
 	require.Zero(t, run.Counts().Generations[4])
 
-	r := s.wantFailure(1, s.upgradeArgs("v5", []string{"--timeout", "3s"}, extra...)...)
-	require.Contains(t, r.Stderr, "time ran out after 3s, not released yet: CMD waits to be let in (max draining); the request is withdrawn")
+	r := s.wantFailure(1, s.upgradeArgs("v5", []string{"--timeout", "6s"}, extra...)...)
+	require.Contains(t, r.Stderr, "time ran out after 6s, not released yet: CMD waits to be let in (max draining); the request is withdrawn")
 
 	two.finish(s)
 	s.exits(second, 0, "generation 2 has drained")

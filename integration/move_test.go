@@ -26,10 +26,12 @@ type ended struct {
 	Cut        map[string]int `json:"cut"`
 }
 
-// ended reads the last record of each server of the test, by generation. Each must have ended by itself, and what it
-// wrote must have been read.
+// ended reads the last record of each server of the test, by generation. Each must have ended by itself.
 func (s *service) ended(generations int) map[uint64]ended {
 	s.t.Helper()
+	for _, p := range s.procs {
+		s.whole(p)
+	}
 	all := make(map[uint64]ended)
 	for _, path := range s.logs {
 		f, err := os.Open(path)
