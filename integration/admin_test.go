@@ -26,7 +26,7 @@ func TestAdminAcrossHandoffs(t *testing.T) {
 	var mu sync.Mutex
 	answers := map[string]map[uint64]int{"/healthz": {}, "/readyz": {}, "/status": {}} // by generation
 	var bad []string
-	ctx, cancel := context.WithCancel(s.ctx())
+	ctx, cancel := context.WithCancel(t.Context()) // it goes on for longer than a wait
 	var polling sync.WaitGroup
 	for path, by := range answers {
 		polling.Go(func() {

@@ -10,6 +10,7 @@ import (
 	"sync"
 	"syscall"
 	"testing"
+	"time"
 
 	"github.com/stretchr/testify/require"
 
@@ -67,7 +68,7 @@ type census struct {
 
 func (s *service) census() *census {
 	c := &census{pids: make(map[uint64]int), leave: make(map[uint64]bool)}
-	ctx, cancel := context.WithCancel(s.ctx())
+	ctx, cancel := context.WithCancel(s.t.Context()) // it goes on for longer than a wait
 	done := make(chan struct{})
 	c.stop = sync.OnceFunc(func() { cancel(); <-done })
 	s.t.Cleanup(c.stop)
@@ -232,8 +233,10 @@ func (s *service) holdUncounted(addr string) *held {
 	require.NoError(s.t, err)
 	const proceed = "HTTP/1.1 100 Continue\r\n\r\n"
 	b := make([]byte, len(proceed))
+	require.NoError(s.t, conn.SetReadDeadline(time.Now().Add(patience)))
 	_, err = io.ReadFull(conn, b)
 	require.NoError(s.t, err)
+	require.NoError(s.t, conn.SetReadDeadline(time.Time{}))
 	require.Equal(s.t, proceed, string(b))
 	_, err = io.WriteString(conn, halfBody)
 	require.NoError(s.t, err)

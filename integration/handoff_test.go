@@ -78,7 +78,8 @@ func (s *service) noMoreDescriptors(pid, before int) {
 // Two older generations still have requests under way while ten more handoffs happen.
 func TestHandoffsWhileOlderGenerationsDrain(t *testing.T) {
 	s := newService(t)
-	first := s.serving("v1", "--drain-timeout", "1h")
+	drain := []string{"--drain-timeout", "1h", "--drain-spread", "1s"} // the test says when its requests end
+	first := s.serving("v1", drain...)
 	addr := s.address(web)
 	run := s.load(
 		load.Stream{Kind: load.KeepAlive, Address: addr, Conns: 20, Rate: 200},
@@ -95,7 +96,7 @@ func TestHandoffsWhileOlderGenerationsDrain(t *testing.T) {
 		return all
 	}
 	slowFirst := hold(1)
-	_, second := s.upgrade("v2", nil, "--drain-timeout", "1h")
+	_, second := s.upgrade("v2", nil, drain...)
 	slowSecond := hold(2)
 	s.upgrade("v3", nil)
 
