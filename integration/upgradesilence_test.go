@@ -35,7 +35,7 @@ func TestToolBesideASilentIncumbent(t *testing.T) {
 		says string
 	}{
 		{"check", 1, "not ready: generation 1 "},
-		{"wait --for=serving --timeout 3s", 4, "is silent for "},
+		{"wait --for=serving --timeout 1s", 4, "is silent for "},
 		{"handover", 1, "is alive but silent"},
 		{"rollback", 1, "is alive but silent"},
 		{"drain", 1, "is alive but silent"},

@@ -369,7 +369,9 @@ func TestLargeBodies(t *testing.T) {
 		{Kind: GoClient, Address: addr, Conns: 2, Rate: 20, Body: size},
 		{Kind: Pipelined, Address: addr, Conns: 2, Rate: 10, Body: size},
 	}, Timeout: time.Minute}) // on a busy machine they queue up
-	await(t, run, Answers(7, 40))
+	ctx, cancel := context.WithTimeout(t.Context(), time.Minute)
+	defer cancel()
+	require.NoError(t, run.Wait(ctx, Answers(7, 40)), "so far: %+v", run.Counts())
 	rep := run.Stop()
 	require.Equal(t, rep.Sent, rep.Answered, "%s", rep)
 	require.Zero(t, rep.Broken, "%s", rep)
