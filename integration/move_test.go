@@ -187,7 +187,9 @@ func TestMove(t *testing.T) {
 				}
 			}
 			for kind, n := range want {
-				require.Equal(t, n+rep.ByKind[kind].GivenUp, rep.ByKind[kind].Dials, "dials of %s", kind)
+				c := rep.ByKind[kind]
+				require.GreaterOrEqual(t, c.Dials, n, "dials of %s", kind)
+				require.LessOrEqual(t, c.Dials, n+c.GivenUp, "dials of %s: for no other reason", kind)
 			}
 			answered, moved := answeredAndMoved(s.ended(handoffs + 1))
 			t.Logf("%d connections moved %d times; each for each handoff would be %d", kept, moved, kept*handoffs)

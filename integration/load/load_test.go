@@ -97,7 +97,8 @@ func TestNothingLostOnAServerThatStays(t *testing.T) {
 	require.Equal(t, rep.Answered, rep.Generations[7])
 	require.EqualValues(t, 12, rep.ByKind[KeepAlive].Dials)
 	require.EqualValues(t, 5, rep.ByKind[Pipelined].Dials)
-	require.Equal(t, 6+rep.ByKind[GoClient].GivenUp, rep.ByKind[GoClient].Dials)
+	require.GreaterOrEqual(t, rep.ByKind[GoClient].Dials, uint64(6))
+	require.LessOrEqual(t, rep.ByKind[GoClient].Dials, 6+rep.ByKind[GoClient].GivenUp)
 	require.EqualValues(t, 3, rep.ByKind[H2C].Dials)
 	require.Equal(t, rep.ByKind[NewConn].Sent, rep.ByKind[NewConn].Dials)
 	for _, k := range []Kind{KeepAlive, Pipelined, GoClient, NewConn, H2C} {
