@@ -6,6 +6,7 @@ import (
 	"fmt"
 	"os"
 	"slices"
+	"strconv"
 	"strings"
 	"sync"
 
@@ -18,27 +19,35 @@ import (
 // server warns of those that it does not know:
 //
 //	FAULTS_HALT="before serve,read got"   stop once at each of these steps
+//	FAULTS_HALT="read connections 3"      stop at the third of this one
 //	FAULTS_WITHOUT="boundary-rule,self-check"   do without these: names of mutations(), one at most, and of rules
 
-// halts are the steps at which this process has still to stop, each once.
+// halts are the steps at which this process has still to stop, each once, by how often
+// it has to come there for it.
 var halts = struct {
 	sync.Mutex
-	at map[string]bool
+	at map[string]int
 }{at: readHalts(os.Getenv("FAULTS_HALT"))}
 
 // readHalts panics at a name that is none: a process that never stopped would
 // look like one that survived.
-func readHalts(list string) map[string]bool {
-	at := map[string]bool{}
+func readHalts(list string) map[string]int {
+	at := map[string]int{}
 	for name := range strings.SplitSeq(list, ",") {
 		if name = strings.TrimSpace(name); name == "" {
 			continue
 		}
 		when, frame, _ := strings.Cut(name, " ")
+		times := 1
+		if of, number, ok := strings.Cut(frame, " "); ok {
+			if n, err := strconv.Atoi(number); err == nil && n > 0 {
+				frame, times = of, n
+			}
+		}
 		if !slices.Contains([]string{"before", "sent", "read"}, when) || !slices.Contains(msgNames[1:], frame) {
 			panic(fmt.Sprintf("FAULTS_HALT: %q is no step: before, sent or read, and the name of a frame", name))
 		}
-		at[name] = true
+		at[when+" "+frame] = times
 	}
 	return at
 }
@@ -48,10 +57,10 @@ func readHalts(list string) map[string]bool {
 func haltAt(when string, t msgType) {
 	name := when + " " + t.String()
 	halts.Lock()
-	asked := halts.at[name]
-	delete(halts.at, name)
+	left := halts.at[name]
+	halts.at[name] = left - 1
 	halts.Unlock()
-	if !asked {
+	if left != 1 {
 		return
 	}
 	// kill(2) may give the signal to any thread, and this one would go on until it

@@ -194,6 +194,13 @@ func TestRootPageFollowsHandoffs(t *testing.T) {
 	require.Contains(t, now.News, "Changed from generation 2 to 3 at ")
 	require.Equal(t, now.Answered, now.Answers["1"]+now.Answers["2"]+now.Answers["3"])
 
+	// An answer of an older one that comes late is counted, and is no change.
+	var none struct{}
+	b.call("Runtime.evaluate", map[string]any{"expression": "show({ generation: 2, label: 'v2', pid: 1, started: '' }, 900, 0)"}, &none)
+	late := b.page(s.ctx(), "the late answer", func(after shown) bool { return after.Answers["2"] > now.Answers["2"] })
+	require.Equal(t, now.Changes, late.Changes)
+	require.Equal(t, "3", late.Generation)
+
 	s.kill(last, syscall.SIGKILL)
 	now = b.page(s.ctx(), "a failure", func(now shown) bool { return now.Failed > 0 && now.Failures > 0 })
 	require.Contains(t, now.News, "No answer at ")

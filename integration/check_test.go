@@ -64,10 +64,9 @@ func TestCheckOfTwoGenerations(t *testing.T) {
 func TestCheckOfAStop(t *testing.T) {
 	s := newService(t)
 	one := s.path("one")
-	first := s.serving("v1", "--self-socket", one, "--stop-delay", "2s")
+	first := s.serving("v1", "--self-socket", one, "--stop-delay", "5s")
 	addr := s.address(web)
-	under := s.requests(1, "tcp", addr, "/slow?for=4s")
-	s.waitStatus("a request under way", func(st proc.Status) bool { return st.Of(1).Open["active"] >= 1 })
+	under := s.hold(addr, 1)
 	s.kill(first, syscall.SIGTERM)
 	own := func(what string, match func(proc.GenerationStatus) bool) {
 		t.Helper()
@@ -82,7 +81,7 @@ func TestCheckOfAStop(t *testing.T) {
 	own("draining", func(g proc.GenerationStatus) bool { return g.State == "draining" })
 	s.probe(one, 0, "--state=draining")
 	s.wantFailure(3, "check", "--state=alive") // the service is out, the process is not
-	under.all(t, 1)
+	under.finish(s)
 	s.exits(first, 0, "a plain stop")
 	s.probe(one, 3)
 }

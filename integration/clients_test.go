@@ -20,7 +20,7 @@ type clients struct {
 
 // begin starts n clients that run talk.
 func (c *clients) begin(s *service, n int, talk func(ctx context.Context, number int) error) {
-	ctx, cancel := context.WithCancel(s.ctx())
+	ctx, cancel := context.WithCancel(s.t.Context()) // they go on for longer than a wait
 	c.cancel, c.changed = cancel, make(chan struct{})
 	for i := range n {
 		c.wg.Go(func() {

@@ -113,7 +113,7 @@ func TestHandoverByTwoTools(t *testing.T) {
 	} {
 		t.Run(tc.name, func(t *testing.T) {
 			s := newService(t)
-			first := s.serving("v1", "--probation", "1s")
+			first := s.serving("v1", "--probation", "3s") // in which the last of them must have asked
 			run := s.loaded(s.address(web))
 			s.standby("v2")
 			results := make([]proc.Result, len(tc.ids))

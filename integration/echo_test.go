@@ -7,6 +7,7 @@ import (
 	"fmt"
 	"io"
 	"net"
+	"slices"
 	"testing"
 	"time"
 
@@ -19,11 +20,12 @@ import (
 // ends, it must end as a stream ends, with no part of a line on its way; the line that did not come back is sent again.
 type talkers struct {
 	clients
-	lines, ends int
+	lines []int // that came back, of each
+	ends  int
 }
 
 func (s *service) talkers(n int, addr string) *talkers {
-	t := &talkers{}
+	t := &talkers{lines: make([]int, n)}
 	t.begin(s, n, func(ctx context.Context, number int) error { return t.talk(ctx, number, addr) })
 	return t
 }
@@ -64,7 +66,7 @@ func (t *talkers) lineByLine(ctx context.Context, c net.Conn, number, serial int
 		case got != line:
 			return serial, fmt.Errorf("sent %q, got %q", line, got)
 		}
-		t.note(func() { t.lines++ })
+		t.note(func() { t.lines[number]++ })
 		select {
 		case <-pace.C:
 		case <-ctx.Done():
@@ -73,12 +75,19 @@ func (t *talkers) lineByLine(ctx context.Context, c net.Conn, number, serial int
 	}
 }
 
-// more waits for n more lines.
+// more waits for n more lines of each client.
 func (t *talkers) more(ctx context.Context, n int) error {
 	t.mu.Lock()
-	want := t.lines + n
+	before := slices.Clone(t.lines)
 	t.mu.Unlock()
-	return t.wait(ctx, func() bool { return t.lines >= want })
+	return t.wait(ctx, func() bool {
+		for i, lines := range t.lines {
+			if lines < before[i]+n {
+				return false
+			}
+		}
+		return true
+	})
 }
 
 // Connections of a protocol that is not HTTP are told of the drain, finish what they have read, and come back.
@@ -87,11 +96,11 @@ func TestRawConnectionsAcrossHandoffs(t *testing.T) {
 	s := newService(t)
 	old := waiter(s.serving("v1", "--tcp-echo", web, "--drain-spread", "500ms"))
 	all := s.talkers(clients, s.address(web))
-	require.NoError(t, all.more(s.ctx(), 5*clients))
+	require.NoError(t, all.more(s.ctx(), 5))
 	for g := 2; g < 2+handoffs; g++ {
 		_, next := s.upgrade(fmt.Sprintf("v%d", g), []string{"--wait=released"}, "--tcp-echo", web, "--drain-spread", "500ms")
 		s.exits(old, 0, fmt.Sprintf("generation %d, whose clients have gone", g-1))
-		require.NoError(t, all.more(s.ctx(), 5*clients))
+		require.NoError(t, all.more(s.ctx(), 5)) // so each has noticed, and is at this generation
 		old = next
 	}
 	require.NoError(t, all.stop())

@@ -19,10 +19,10 @@ func TestDrainUnderLoad(t *testing.T) {
 	first := s.serving("v1")
 	addr := s.address(web)
 	second := s.standby("v2")
+	under := s.requests(5, "tcp", addr, "/slow?for=4s")
+	s.waitStatus("5 slow requests under way", func(st proc.Status) bool { return st.Of(1).Open["active"] >= 5 })
 	run := s.load(load.Stream{Kind: load.KeepAlive, Address: addr, Conns: 50, Rate: 500})
 	s.answers(run, 1, 100)
-	under := s.requests(5, "tcp", addr, "/slow?for=2s")
-	s.waitStatus("5 slow requests under way", func(st proc.Status) bool { return st.Of(1).Open["active"] >= 5 })
 
 	r := s.must("drain")
 	require.Contains(t, r.Stdout, "generation 1 is gone: nobody answers at the socket now")
@@ -121,7 +121,7 @@ func TestWatchThroughAHandoff(t *testing.T) {
 		require.NoError(t, err, pattern)
 	}
 	sees(`  nobody answers at the socket$`)
-	s.serving("v1", "--probation", "500ms")
+	s.serving("v1", "--probation", "3s") // in which the watch must ask once
 	sees(`  1 serving.* \| (generation 1 .*v1\) answers|1: starting to serving)$`)
 	s.upgrade("v2", nil)
 	sees(` \| .*generation 2 .*v2\) came`)

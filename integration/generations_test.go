@@ -10,6 +10,7 @@ import (
 	"sync"
 	"syscall"
 	"testing"
+	"time"
 
 	"github.com/stretchr/testify/require"
 
@@ -28,15 +29,12 @@ const halfBody = "half "
 // hold begins a request, and waits until the generation that serves counts it.
 func (s *service) hold(addr string, generation uint64) *held {
 	s.t.Helper()
-	conn, err := (&net.Dialer{}).DialContext(s.ctx(), "tcp", addr)
-	require.NoError(s.t, err)
-	s.t.Cleanup(func() { conn.Close() })
-	_, err = fmt.Fprintf(conn, "POST /echo HTTP/1.1\r\nHost: test\r\nContent-Length: %d\r\n\r\n%s", 2*len(halfBody), halfBody)
-	require.NoError(s.t, err)
+	h := s.holdUncounted(addr)
+	h.generation = generation
 	s.waitStatus(fmt.Sprintf("generation %d has the request", generation), func(st proc.Status) bool {
 		return st.Of(generation).Open["active"] >= 1
 	})
-	return &held{conn, generation}
+	return h
 }
 
 // finish sends the rest, and wants the answer of the generation that began with it.
@@ -70,7 +68,7 @@ type census struct {
 
 func (s *service) census() *census {
 	c := &census{pids: make(map[uint64]int), leave: make(map[uint64]bool)}
-	ctx, cancel := context.WithCancel(s.ctx())
+	ctx, cancel := context.WithCancel(s.t.Context()) // it goes on for longer than a wait
 	done := make(chan struct{})
 	c.stop = sync.OnceFunc(func() { cancel(); <-done })
 	s.t.Cleanup(c.stop)
@@ -235,8 +233,10 @@ func (s *service) holdUncounted(addr string) *held {
 	require.NoError(s.t, err)
 	const proceed = "HTTP/1.1 100 Continue\r\n\r\n"
 	b := make([]byte, len(proceed))
+	require.NoError(s.t, conn.SetReadDeadline(time.Now().Add(patience)))
 	_, err = io.ReadFull(conn, b)
 	require.NoError(s.t, err)
+	require.NoError(s.t, conn.SetReadDeadline(time.Time{}))
 	require.Equal(s.t, proceed, string(b))
 	_, err = io.WriteString(conn, halfBody)
 	require.NoError(s.t, err)
@@ -272,8 +272,8 @@ func TestMaxDrainingUnderLoad(t *testing.T) {
 	require.Regexp(t, `(?m)^a successor labelled v4 \(pid \d+\) has waited for .*: max draining: `+text+`$`, s.must("status").Stdout)
 	require.Zero(t, run.Counts().Generations[4])
 
-	r := s.wantFailure(1, s.upgradeArgs("v5", []string{"--timeout", "3s"}, extra...)...)
-	require.Contains(t, r.Stderr, "time ran out after 3s, not released yet: CMD waits to be let in (max draining); the request is withdrawn")
+	r := s.wantFailure(1, s.upgradeArgs("v5", []string{"--timeout", "6s"}, extra...)...)
+	require.Contains(t, r.Stderr, "time ran out after 6s, not released yet: CMD waits to be let in (max draining); the request is withdrawn")
 
 	two.finish(s)
 	s.exits(second, 0, "generation 2 has drained")

@@ -78,7 +78,8 @@ func (s *service) noMoreDescriptors(pid, before int) {
 // Two older generations still have requests under way while ten more handoffs happen.
 func TestHandoffsWhileOlderGenerationsDrain(t *testing.T) {
 	s := newService(t)
-	first := s.serving("v1")
+	drain := []string{"--drain-timeout", "1h", "--drain-spread", "1s"} // the test says when its requests end
+	first := s.serving("v1", drain...)
 	addr := s.address(web)
 	run := s.load(
 		load.Stream{Kind: load.KeepAlive, Address: addr, Conns: 20, Rate: 200},
@@ -87,11 +88,16 @@ func TestHandoffsWhileOlderGenerationsDrain(t *testing.T) {
 	)
 	s.answers(run, 1, 10)
 
-	slowFirst := s.requests(5, "tcp", addr, "/slow?for=15s")
-	s.waitStatus("5 slow requests under way", func(st proc.Status) bool { return st.Of(1).Open["active"] >= 5 })
-	_, second := s.upgrade("v2", nil)
-	slowSecond := s.requests(5, "tcp", addr, "/slow?for=15s")
-	s.waitStatus("5 more under way", func(st proc.Status) bool { return st.Of(2).Open["active"] >= 5 })
+	hold := func(generation uint64) (all []*held) {
+		t.Helper()
+		for range 5 {
+			all = append(all, s.hold(addr, generation))
+		}
+		return all
+	}
+	slowFirst := hold(1)
+	_, second := s.upgrade("v2", nil, drain...)
+	slowSecond := hold(2)
 	s.upgrade("v3", nil)
 
 	for g := uint64(4); g <= 13; g++ {
@@ -102,8 +108,9 @@ func TestHandoffsWhileOlderGenerationsDrain(t *testing.T) {
 		return st.Serving().Generation == 13 && st.Of(1).State == "draining" && st.Of(2).State == "draining"
 	})
 	require.NotZero(t, st.Of(1).PID)
-	slowFirst.all(t, 1)
-	slowSecond.all(t, 2)
+	for _, h := range append(slowFirst, slowSecond...) {
+		h.finish(s)
+	}
 	s.exits(first, 0, "generation 1")
 	s.exits(second, 0, "generation 2")
 	s.alone(13)
@@ -117,11 +124,10 @@ func TestLogsNameTheGeneration(t *testing.T) {
 	second := s.serving("v2")
 	s.exits(first, 0, "generation 1")
 	for i, p := range []*proc.Process{first, second} {
-		seen := false
+		_, err := p.WaitLog(s.ctx(), func(l proc.Line) bool { return l.Field("generation") == fmt.Sprint(i+1) })
+		require.NoError(t, err, "no line of %s names generation %d", p.Name, i+1)
 		for _, l := range p.Lines() {
 			require.NotNil(t, l.Fields, "not a JSON log line: %s", l.Text)
-			seen = seen || l.Field("generation") == fmt.Sprint(i+1)
 		}
-		require.True(t, seen, "no line of %s names generation %d", p.Name, i+1)
 	}
 }

@@ -75,6 +75,8 @@ type service struct {
 	socket string
 	binary string // the server; programs.Server unless the test has another
 
+	procs []*proc.Process // that run started
+
 	mu      sync.Mutex
 	logs    []string
 	adopted map[int]*proc.Adopted
@@ -188,7 +190,15 @@ func (s *service) run(name, path string, args ...string) *proc.Process {
 	p, err := proc.Start(proc.Spec{Name: name, Path: path, Args: args, Log: s.newLog(name)})
 	require.NoError(s.t, err)
 	s.t.Cleanup(p.End)
+	s.procs = append(s.procs, p)
 	return p
+}
+
+// whole waits until all that a process wrote has been read, which is a little later than it ends.
+func (s *service) whole(p *proc.Process) {
+	s.t.Helper()
+	_, err := p.WaitLog(s.ctx(), func(proc.Line) bool { return false })
+	require.ErrorContains(s.t, err, "its output ended")
 }
 
 // serving starts a server and waits until it serves.

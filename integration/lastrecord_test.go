@@ -14,10 +14,16 @@ import (
 func TestLastRecord(t *testing.T) {
 	s := newService(t)
 	first := s.serving("v1")
-	run := s.requests(3, "tcp", s.address(web), "/slow?for=3s")
+	var under []*held
+	for range 3 {
+		under = append(under, s.hold(s.address(web), 1))
+	}
 	s.waitStatus("3 requests under way", func(st proc.Status) bool { return st.Of(1).Open["active"] >= 3 })
 	second := s.serving("v2")
-	run.all(t, 1)
+	s.waitStatus("it drains", func(st proc.Status) bool { return st.Of(1).State == "draining" })
+	for _, h := range under {
+		h.finish(s)
+	}
 	s.exits(first, 0, "handed over")
 	last := lastRecord(t, first)
 	require.Equal(t, "INFO", last["level"])

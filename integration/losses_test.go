@@ -82,8 +82,11 @@ func TestLossesWithoutAnAnswer(t *testing.T) {
 	s := newService(t)
 	ln, err := net.Listen("tcp", "127.0.0.1:0")
 	require.NoError(t, err)
-	addr := ln.Addr().String()
-	require.NoError(t, ln.Close())
+	defer ln.Close()
+	client, err := net.Dial("tcp", ln.Addr().String())
+	require.NoError(t, err)
+	defer client.Close()
+	addr := client.LocalAddr().String() // a port that nobody can get meanwhile
 	program := s.buildTool("losses")
 	for _, tc := range []struct {
 		name string

@@ -30,7 +30,9 @@ func TestMoveThroughTwentyGenerations(t *testing.T) {
 		_, last = s.upgrade(fmt.Sprintf("v%d", g), []string{"--wait=drained"}, sockets...)
 		all = append(all, last)
 		s.allAnsweredBy(talking, g)
-		require.EqualValues(t, 6*n, s.status().Of(g).Adopted)
+		// Each is counted just after it is served.
+		st := s.waitStatus("all have come", func(st proc.Status) bool { return st.Of(g).Adopted >= 6*n })
+		require.EqualValues(t, 6*n, st.Of(g).Adopted)
 	}
 	s.allAnsweredBy(silent, handoffs+1)
 	s.allAnsweredBy(fresh, handoffs+1)
@@ -104,6 +106,8 @@ func TestMoveTurnedOff(t *testing.T) {
 			second := s.serving("v2", tc.new...)
 			s.exits(first, 0, "generation 1")
 			s.answers(run, 2, 100)
+			// Who was told to close comes back when its next request is due.
+			require.Eventually(t, func() bool { return run.Report().ByKind[load.KeepAlive].Dials >= 2*conns }, patience, waitTick)
 			rep := s.noLoss(run)
 			require.EqualValues(t, conns, rep.Announced, "%s", rep)
 			require.EqualValues(t, 2*conns, rep.ByKind[load.KeepAlive].Dials)

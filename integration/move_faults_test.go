@@ -1,10 +1,12 @@
 package integration
 
 import (
+	"context"
 	"errors"
 	"io"
 	"os"
-	"strconv"
+	"path/filepath"
+	"sync"
 	"syscall"
 	"testing"
 	"time"
@@ -22,54 +24,55 @@ type interrupted struct {
 	all           []*talker
 }
 
-// interruptMove begins a handoff with many idle connections, and sends a signal to the successor when some of them
-// have moved and others have not; or, with halt, when it has read the first of them and acknowledged none. Then it is
-// one that stops itself there, as those of integration/failures do.
-func interruptMove(t *testing.T, sig syscall.Signal, halt bool) *interrupted {
+// Where the successor is interrupted: it stops itself there, as those of integration/failures do. A batch has 128
+// connections at most.
+const (
+	beforeAny = "read connections"   // it has read the first batch, and acknowledged none
+	midway    = "read connections 5" // it has acknowledged four
+)
+
+// faulty is a server that stops itself, built once for all tests.
+var faulty = sync.OnceValues(func() (string, error) {
+	dir := filepath.Join(filepath.Dir(programs.Server), "faults")
+	if err := os.Mkdir(dir, 0o755); err != nil {
+		return "", err
+	}
+	flags := []string{"-tags", "faults"}
+	if raceEnabled {
+		flags = append(flags, "-race")
+	}
+	b, err := proc.BuildWith(context.Background(), dir, flags...)
+	return b.Server, err
+})
+
+// interruptMove begins a handoff with many idle connections, and sends a signal to the successor when that has come to
+// halt.
+func interruptMove(t *testing.T, sig syscall.Signal, halt string) *interrupted {
 	t.Helper()
-	conns := 6000
+	conns := 300
 	switch {
-	case halt:
-		conns = 300
-	case raceEnabled:
+	case halt == midway && raceEnabled:
 		conns = 2000
+	case halt == midway:
+		conns = 6000
 	}
 	needFiles(t, conns+1000)
 	s := &interrupted{service: newService(t)}
 	s.own = s.path("own")
 	// The step timeout is for the time in which a stopped successor says nothing.
-	args := []string{"--step-timeout", "1s", "--drain-timeout", "2m"}
+	args := []string{"--step-timeout", "3s", "--drain-timeout", "2m"}
 	s.first = s.serving("v1", append(args, "--self-socket", s.own)...)
 	addr := s.address(web)
 	s.all = s.keepAlives("tcp", addr, conns)
 	s.allAnsweredBy(s.all, 1)
-	if halt {
-		faults, err := proc.BuildWith(s.ctx(), t.TempDir(), "-tags", "faults")
-		require.NoError(t, err)
-		s.binary = faults.Server
-		t.Setenv("FAULTS_HALT", "read connections")
-	}
+	var err error
+	s.binary, err = faulty()
+	require.NoError(t, err)
+	t.Setenv("FAULTS_HALT", halt)
 	s.second = s.server("v2", args...)
-	s.waitFor(func() bool {
-		if halt {
-			stat, err := os.ReadFile("/proc/" + strconv.Itoa(s.second.PID()) + "/stat")
-			return err == nil && stateOf(stat) == 'T'
-		}
-		open, err := proc.Descriptors(s.second.PID())
-		// Its own are a few dozen, and a batch is 128 at most: so the second is there, and the first acknowledged.
-		return err == nil && open > 200
-	})
+	s.stopped(s.second.PID())
 	s.kill(s.second, sig)
 	return s
-}
-
-// waitFor looks again and again, without a pause: what it waits for is over soon.
-func (s *service) waitFor(seen func() bool) {
-	s.t.Helper()
-	ctx := s.ctx()
-	for !seen() {
-		require.NoError(s.t, ctx.Err(), "it has not come")
-	}
 }
 
 // moved is how many connections the other end has acknowledged.
@@ -83,7 +86,7 @@ func (s *interrupted) moved() int {
 // A successor that is killed while connections move takes with it those that it had acknowledged, and no other: the
 // process that drains has the rest, and answers on them.
 func TestMoveToASuccessorThatIsKilled(t *testing.T) {
-	for name, halt := range map[string]bool{"in the middle": false, "before it acknowledged any": true} {
+	for name, halt := range map[string]string{"in the middle": midway, "before it acknowledged any": beforeAny} {
 		t.Run(name, func(t *testing.T) {
 			s := interruptMove(t, syscall.SIGKILL, halt)
 			s.exits(s.second, -1, "killed")
@@ -91,7 +94,7 @@ func TestMoveToASuccessorThatIsKilled(t *testing.T) {
 			asked.talking.Wait()
 			gone := s.moved()
 			t.Logf("%d connections, %d were acknowledged by the one that was killed", len(s.all), gone)
-			if halt {
+			if halt == beforeAny {
 				require.Zero(t, gone)
 			} else {
 				require.Positive(t, gone)
@@ -115,7 +118,7 @@ func TestMoveToASuccessorThatIsKilled(t *testing.T) {
 // A successor that is stopped while connections move has those that it acknowledged, and answers on them when it goes
 // on; the others the process that drains takes back after the step timeout, and answers on them meanwhile.
 func TestMoveToASuccessorThatIsStopped(t *testing.T) {
-	for name, halt := range map[string]bool{"in the middle": false, "before it acknowledged any": true} {
+	for name, halt := range map[string]string{"in the middle": midway, "before it acknowledged any": beforeAny} {
 		t.Run(name, func(t *testing.T) {
 			s := interruptMove(t, syscall.SIGSTOP, halt)
 			s.stopped(s.second.PID())
@@ -131,7 +134,7 @@ func TestMoveToASuccessorThatIsStopped(t *testing.T) {
 			require.Equal(t, kept, asked.answered(1))
 			require.Positive(t, kept, "the move was over")
 			require.Less(t, took, 20*time.Second)
-			if !halt {
+			if halt == midway {
 				require.Less(t, kept, len(s.all))
 			}
 			s.kill(s.second, syscall.SIGCONT)

@@ -26,10 +26,12 @@ type ended struct {
 	Cut        map[string]int `json:"cut"`
 }
 
-// ended reads the last record of each server of the test, by generation. Each must have ended by itself, and what it
-// wrote must have been read.
+// ended reads the last record of each server of the test, by generation. Each must have ended by itself.
 func (s *service) ended(generations int) map[uint64]ended {
 	s.t.Helper()
+	for _, p := range s.procs {
+		s.whole(p)
+	}
 	all := make(map[uint64]ended)
 	for _, path := range s.logs {
 		f, err := os.Open(path)
@@ -185,7 +187,9 @@ func TestMove(t *testing.T) {
 				}
 			}
 			for kind, n := range want {
-				require.Equal(t, n, rep.ByKind[kind].Dials, "dials of %s", kind)
+				c := rep.ByKind[kind]
+				require.GreaterOrEqual(t, c.Dials, n, "dials of %s", kind)
+				require.LessOrEqual(t, c.Dials, n+c.GivenUp, "dials of %s: for no other reason", kind)
 			}
 			answered, moved := answeredAndMoved(s.ended(handoffs + 1))
 			t.Logf("%d connections moved %d times; each for each handoff would be %d", kept, moved, kept*handoffs)

@@ -43,7 +43,7 @@ func TestSameRequestAtTheSameInstant(t *testing.T) {
 func TestRequestThatGotLost(t *testing.T) {
 	s := newService(t)
 	s.serving("v1")
-	lost := []string{"upgrade", "--timeout", "3s", "--log", s.newLog("v2"), "--", "/bin/sh", "-c", `unset HANDOFF_REQUEST; exec "$@"`, "sh", programs.Server}
+	lost := []string{"upgrade", "--timeout", "6s", "--log", s.newLog("v2"), "--", "/bin/sh", "-c", `unset HANDOFF_REQUEST; exec "$@"`, "sh", programs.Server}
 	r := s.wantFailure(4, append(lost, s.args("v2")...)...)
 	require.Contains(t, r.Stderr, "generation 2 took over meanwhile without this request's id")
 	require.Contains(t, r.Stderr, "HANDOFF_REQUEST did not reach it")

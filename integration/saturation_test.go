@@ -9,10 +9,10 @@ import (
 	"net/http"
 	"os"
 	"os/signal"
+	"path/filepath"
 	"runtime"
 	"slices"
 	"strconv"
-	"strings"
 	"syscall"
 	"testing"
 	"time"
@@ -95,20 +95,34 @@ func (s *service) saturated(name, takeover string) *proc.Process {
 	return s.run(name, self, takeover)
 }
 
-// cpuTime is how long a process has run on all cores together. (proc(5): utime and stime of /proc/PID/stat, in ticks
-// of 10 ms)
-func cpuTime(t *testing.T, pid int) time.Duration {
+// cpuTimes are how long each thread of a process has run, and how long it has run or waited for a core. What the kernel
+// gives depends on who else wants the cores; what it was asked for does not. (/proc/PID/task/TID/schedstat, in ns)
+func cpuTimes(t *testing.T, pid int) (ran, wanted map[string]time.Duration) {
 	t.Helper()
-	b, err := os.ReadFile(fmt.Sprintf("/proc/%d/stat", pid))
+	files, err := filepath.Glob(fmt.Sprintf("/proc/%d/task/*/schedstat", pid))
 	require.NoError(t, err)
-	fields := strings.Fields(string(b[strings.LastIndexByte(string(b), ')')+1:]))
-	sum := 0
-	for _, field := range fields[11:13] {
-		n, err := strconv.Atoi(field)
-		require.NoError(t, err)
-		sum += n
+	require.NotEmpty(t, files)
+	ran, wanted = map[string]time.Duration{}, map[string]time.Duration{}
+	for _, file := range files {
+		b, err := os.ReadFile(file)
+		if err != nil {
+			continue // the thread has ended
+		}
+		var on, waited time.Duration
+		_, err = fmt.Sscan(string(b), &on, &waited)
+		require.NoError(t, err, "%s", b)
+		ran[file], wanted[file] = on, on+waited
 	}
-	return time.Duration(sum) * 10 * time.Millisecond
+	return ran, wanted
+}
+
+// cores is how many a process had, or wanted, from one time to another.
+func cores(before, after map[string]time.Duration, during time.Duration) float64 {
+	var sum time.Duration
+	for thread, d := range after {
+		sum += d - before[thread]
+	}
+	return float64(sum) / float64(during)
 }
 
 // times is what an operator has to wait for.
@@ -180,11 +194,13 @@ func TestHandoverOfASaturatedIncumbent(t *testing.T) {
 		return open["active"] >= burning && all >= conns
 	})
 	third := standby("next")
-	begin, before := time.Now(), cpuTime(t, second.PID())
+	begin := time.Now()
+	ran, wanted := cpuTimes(t, second.PID())
 	busy := s.timeOperator(third)
-	used := float64(cpuTime(t, second.PID())-before) / float64(time.Since(begin))
-	// What the kernel gives it depends on who else wants the cores; it must have wanted them all along.
-	require.Greater(t, used, 0.3, "cores in use by the incumbent")
+	ranThen, wantedThen := cpuTimes(t, second.PID())
+	took := time.Since(begin)
+	used := cores(ran, ranThen, took)
+	require.Greater(t, cores(wanted, wantedThen, took), 0.3, "cores that the incumbent wanted all along")
 	released(3)
 	s.answers(run, 3, 100)
 	burns.all(t, 2)
@@ -197,7 +213,7 @@ func TestHandoverOfASaturatedIncumbent(t *testing.T) {
 		quietLog(t, p)
 	}
 	ratio := func(a, b time.Duration) float64 { return float64(a) / float64(b) }
-	t.Logf("%d connections, %d handlers that burn, %.1f of %d cores used by the incumbent", conns, burning, used, runtime.NumCPU())
+	t.Logf("%d connections, %d handlers that burn, %.1f of %d cores used by the incumbent, which wanted %.1f", conns, burning, used, runtime.NumCPU(), cores(wanted, wantedThen, took))
 	t.Logf("handoffctl status:   idle %s, saturated %s (%s at most): %.1f times", idle.status, busy.status, busy.slowest, ratio(busy.status, idle.status))
 	t.Logf("handoffctl handover: idle %s, saturated %s: %.1f times", idle.handover, busy.handover, ratio(busy.handover, idle.handover))
 	t.Logf("%s", rep)

@@ -27,8 +27,7 @@ func TestSelfSocketsOfTwoGenerations(t *testing.T) {
 	}
 	one, two := s.path("one"), s.path("two")
 	first := s.serving("v1", "--self-socket", one)
-	under := s.requests(1, "tcp", s.address(web), "/slow?for=3s")
-	s.waitStatus("a request under way", func(st proc.Status) bool { return st.Of(1).Open["active"] >= 1 })
+	under := s.hold(s.address(web), 1)
 	second := s.server("v2", "--takeover", "standby", "--self-socket", two)
 	s.waitStatus("a standby", func(st proc.Status) bool { return st.In("standby").PID == second.PID() })
 	require.Equal(t, first.PID(), own(one).PID)
@@ -41,7 +40,7 @@ func TestSelfSocketsOfTwoGenerations(t *testing.T) {
 	require.Equal(t, "draining", own(one).State, "the one that goes answers to its end")
 	require.Equal(t, second.PID(), own(two).PID)
 	require.Equal(t, "serving", own(two).State)
-	under.all(t, 1)
+	under.finish(s)
 	s.exits(first, 0, "handed over")
 	require.NoFileExists(t, one)
 	s.kill(second, syscall.SIGTERM)

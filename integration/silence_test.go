@@ -19,12 +19,13 @@ func TestKillSilent(t *testing.T) {
 	first := s.serving("v1", "--heartbeat", "100ms")
 	addr := s.address(web)
 	second := s.standby("v2", "--heartbeat", "100ms", "--kill-silent", "2s")
+	began := time.Now()
 	s.kill(first, syscall.SIGSTOP)
 	s.stopped(first.PID())
-	began := time.Now()
 	conns := s.asked(addr, queued)
 	s.exits(first, -1, "generation 1 is killed")
-	require.Greater(t, time.Since(began), 1900*time.Millisecond, "not before its time")
+	// Its time counts from what it said last, a heartbeat before, or more on a busy machine.
+	require.Greater(t, time.Since(began), 1500*time.Millisecond, "not before its time")
 	s.answer(conns, 2)
 	for _, c := range conns {
 		c.Close() // an idle connection would be kept to the end of generation 2's drain
@@ -73,7 +74,7 @@ func TestStoppedSuccessorWithDefaults(t *testing.T) {
 	s.answeredBy(addr, 1) // waits in the queue until somebody accepts again
 	took := time.Since(began)
 	t.Logf("generation 1 answered %v after generation 2 was stopped", took)
-	require.Less(t, took, 4*time.Second)
+	require.Less(t, took, 15*time.Second, "on the slowest machine")
 	require.Equal(t, first.PID(), s.status().Serving().PID)
 
 	s.kill(second, syscall.SIGCONT)
@@ -88,7 +89,7 @@ func TestStoppedSuccessorWithDefaults(t *testing.T) {
 // A generation that is stopped while it drains, and continues right after its deadline would have been, answers what
 // clients sent meanwhile: that time does not count.
 func TestStoppedWhileItDrains(t *testing.T) {
-	const drain = 2 * time.Second
+	const drain = 4 * time.Second
 	s := newService(t)
 	first := s.serving("v1", "--drain-timeout", drain.String(), "--move-idle=false")
 	addr := s.address(web)

@@ -85,7 +85,7 @@ func TestEventsEndAtStop(t *testing.T) {
 	run := s.load(load.Stream{Kind: load.Events, Address: addr, Conns: 5})
 	require.NoError(t, run.Wait(s.ctx(), func(c load.Counts) bool { return c.Events >= 5 }))
 	s.kill(server, syscall.SIGTERM)
-	require.NoError(t, run.Wait(s.ctx(), func(c load.Counts) bool { return c.Drained == 5 }))
+	require.NoError(t, run.Wait(s.ctx(), func(c load.Counts) bool { return c.Drained >= 5 }))
 	s.exits(server, 0, "a plain stop")
 	onlyNewcomers(t, run.Stop())
 }

@@ -61,12 +61,13 @@ func TestToolBesideASilentIncumbent(t *testing.T) {
 // A successor that falls silent in probation is taken back from, whatever its checks say, and upgrade tells why.
 func TestUpgradeOfASilentSuccessor(t *testing.T) {
 	s := newService(t)
-	first := s.serving("v1", "--probation", "5m", "--heartbeat", "100ms")
+	first := s.serving("v1", "--probation", "5m", "--heartbeat", "500ms")
 	addr := s.address(web)
 	s.answeredBy(addr, 1)
 	ctl, log := s.upgrading("--check", "true")
 	s.wrote(ctl, "check 1 of 1")
 	pid := s.status().Of(2).PID
+	require.NotZero(t, pid)
 	require.NoError(t, syscall.Kill(pid, syscall.SIGSTOP))
 	s.exits(ctl, 1, "it was taken back from")
 	s.wrote(ctl, "rolled back (silent: it did not answer heartbeats); generation 1 ")
@@ -81,12 +82,11 @@ func TestUpgradeWhoseVersionDiesAlone(t *testing.T) {
 	s := newService(t)
 	s.serving("v1", "--probation", "0s")
 	addr := s.address(web)
-	slow := s.requests(1, "tcp", addr, "/slow?for=3s")
-	s.waitStatus("a request is under way", func(st proc.Status) bool { return st.Of(1).Open["active"] == 1 })
+	slow := s.hold(addr, 1)
 	ctl := s.run("handoffctl", programs.Handoffctl, append([]string{"--socket", s.socket}, s.upgradeArgs("v2", []string{"--wait=drained"})...)...)
 	st := s.waitStatus("2 is on its own", func(st proc.Status) bool { return st.Of(2).State == "serving" && st.Of(1).State == "draining" })
 	require.NoError(t, syscall.Kill(st.Of(2).PID, syscall.SIGKILL))
 	s.exits(ctl, 3, "nobody serves")
 	s.wrote(ctl, "the service is down: start a version")
-	slow.all(t, 1)
+	slow.finish(s)
 }

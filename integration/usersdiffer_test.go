@@ -38,7 +38,7 @@ func TestRootUsersThatDiffer(t *testing.T) {
 	key, other := s.path("key"), s.path("other")
 	require.NoError(t, os.WriteFile(key, []byte("a secret of 16 bytes, and more\n"), 0o644))
 	require.NoError(t, os.WriteFile(other, []byte("another secret of 16 bytes, and more\n"), 0o644))
-	ln, err := net.Listen("tcp", "127.0.0.1:0") // an address that both can be told
+	ln, err := net.Listen("tcp", "127.0.0.2:0") // an address that both can be told, and that no other test takes meanwhile
 	require.NoError(t, err)
 	addr := ln.Addr().String()
 	require.NoError(t, ln.Close())

@@ -45,12 +45,13 @@ func exchange(ctx context.Context, conn *websocket.Conn, text string) error {
 // that the message was not taken: it is sent again over a new connection. Anything else is an error.
 type chatter struct {
 	clients
-	answers  map[uint64]int // by generation
+	n        int
+	answers  map[uint64]map[int]int // by generation and client
 	restarts int
 }
 
 func (s *service) chatter(n int, addr string) *chatter {
-	c := &chatter{answers: map[uint64]int{}}
+	c := &chatter{n: n, answers: map[uint64]map[int]int{}}
 	c.begin(s, n, func(ctx context.Context, number int) error { return c.chat(ctx, number, addr) })
 	return c
 }
@@ -73,7 +74,12 @@ func (c *chatter) chat(ctx context.Context, number int, addr string) error {
 				break
 			}
 			serial++
-			c.note(func() { c.answers[generation]++ })
+			c.note(func() {
+				if c.answers[generation] == nil {
+					c.answers[generation] = map[int]int{}
+				}
+				c.answers[generation][number]++
+			})
 			select {
 			case <-pace.C:
 			case <-ctx.Done():
@@ -87,9 +93,16 @@ func (c *chatter) chat(ctx context.Context, number int, addr string) error {
 	}
 }
 
-// answered waits until a generation has answered n messages.
+// answered waits until a generation has answered n messages of each client.
 func (c *chatter) answered(ctx context.Context, generation uint64, n int) error {
-	return c.wait(ctx, func() bool { return c.answers[generation] >= n })
+	return c.wait(ctx, func() bool {
+		for _, answers := range c.answers[generation] {
+			if answers < n {
+				return false
+			}
+		}
+		return len(c.answers[generation]) == c.n
+	})
 }
 
 // WebSockets are told to come back, and meet the next generation. No message stays without an answer.
@@ -99,10 +112,10 @@ func TestWebSocketsAreToldToComeBack(t *testing.T) {
 	const spread = "500ms" // not all at once, and not for long
 	old := waiter(s.serving("v1", "--drain-spread", spread))
 	c := s.chatter(clients, s.address(web))
-	require.NoError(t, c.answered(s.ctx(), 1, 5*clients))
+	require.NoError(t, c.answered(s.ctx(), 1, 5))
 	for g := uint64(2); g < 2+handoffs; g++ {
 		_, next := s.upgrade(fmt.Sprintf("v%d", g), []string{"--wait=released"}, "--drain-spread", spread)
-		require.NoError(t, c.answered(s.ctx(), g, 5*clients))
+		require.NoError(t, c.answered(s.ctx(), g, 5))
 		s.exits(old, 0, fmt.Sprintf("generation %d, whose clients have gone", g-1))
 		old = next
 	}

@@ -52,12 +52,14 @@ func TestDelaysEachDirection(t *testing.T) {
 		require.NoError(t, err)
 		return time.Since(begin)
 	}
-	for range 3 {
+	least := time.Hour
+	for range 5 { // a machine that stands still makes one of them late
 		there, back := send(client, server), send(server, client)
 		require.GreaterOrEqual(t, there, d)
 		require.GreaterOrEqual(t, back, d)
-		require.Less(t, there+back, 10*d, "ten bytes at once take one delay together")
+		least = min(least, there+back)
 	}
+	require.Less(t, least, 10*d, "ten bytes at once take one delay together")
 }
 
 // What is sent at both ends at once comes whole and in order, and the end behind it.
@@ -127,8 +129,11 @@ func TestRefused(t *testing.T) {
 	leak.Check(t)
 	ln, err := net.Listen("tcp", "127.0.0.1:0")
 	require.NoError(t, err)
-	require.NoError(t, ln.Close())
-	p, err := Start(ln.Addr().String(), d)
+	defer ln.Close()
+	client, err := net.Dial("tcp", ln.Addr().String())
+	require.NoError(t, err)
+	defer client.Close()
+	p, err := Start(client.LocalAddr().String(), d) // a port that nobody can get meanwhile
 	require.NoError(t, err)
 	defer p.Close()
 	c, err := net.Dial("tcp", p.Addr())

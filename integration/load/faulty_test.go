@@ -3,6 +3,7 @@ package load
 import (
 	"bufio"
 	"bytes"
+	"context"
 	"fmt"
 	"io"
 	"log"
@@ -312,6 +313,45 @@ func TestGoClientDialsAgain(t *testing.T) {
 	require.Zero(t, rep.Lost, "%s", rep)
 	require.EqualValues(t, conns+1, rep.Answered, "%s", rep)
 	require.EqualValues(t, conns+1, rep.Dials, "%s", rep)
+}
+
+// slowWriter has its writes return long after they are done.
+type slowWriter struct{ net.Conn }
+
+func (c slowWriter) Write(b []byte) (int, error) {
+	n, err := c.Conn.Write(b)
+	time.Sleep(200 * time.Millisecond) // longer than Go's client waits for them behind an answer
+	return n, err
+}
+
+// Go's client gives a connection up by itself where it has the answer long before it notices that the request is
+// written. That is told apart from what a server does.
+func TestGoClientGivesUp(t *testing.T) {
+	leak.Check(t)
+	ln := listen(t)
+	serve(t, ln, echoApp(1))
+	w := &worker{stream: Stream{Kind: GoClient, Address: ln.Addr().String()}, rec: newRecorder(1)}
+	c := newGoClient(w)
+	defer c.transport.CloseIdleConnections()
+	slow := true
+	c.transport.DialContext = func(ctx context.Context, network, addr string) (net.Conn, error) {
+		conn, err := w.dialContext(ctx, network, addr)
+		if slow {
+			conn = slowWriter{conn}
+		}
+		return &readConn{Conn: conn}, err
+	}
+	post := func() Counts {
+		c.post(t.Context(), time.Now(), c.body(), func(r io.Reader) io.Reader { return r })
+		return w.rec.total()
+	}
+	n := post()
+	require.EqualValues(t, []uint64{1, 1, 1}, []uint64{n.Answered, n.Dials, n.GivenUp})
+	slow = false
+	n = post()
+	require.EqualValues(t, []uint64{2, 2, 1}, []uint64{n.Answered, n.Dials, n.GivenUp})
+	n = post()
+	require.EqualValues(t, []uint64{3, 2, 1}, []uint64{n.Answered, n.Dials, n.GivenUp})
 }
 
 // Shutdown of the server behind it loses requests of Go's client too: it must not send them again.

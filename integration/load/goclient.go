@@ -6,6 +6,7 @@ import (
 	"context"
 	"errors"
 	"io"
+	"net"
 	"net/http"
 	"net/http/httptrace"
 	"strings"
@@ -30,12 +31,34 @@ func newGoClient(w *worker) *goClient {
 		Protocols:           new(http.Protocols),
 		MaxConnsPerHost:     conns,
 		MaxIdleConnsPerHost: conns,
-		DialContext:         w.dialContext,
+		DialContext: func(ctx context.Context, network, addr string) (net.Conn, error) {
+			conn, err := w.dialContext(ctx, network, addr)
+			if err != nil {
+				return nil, err
+			}
+			return &readConn{Conn: conn}, nil
+		},
 	}
 	c.transport.Protocols.SetHTTP1(true)
 	c.client = &http.Client{Transport: c.transport}
 	return c
 }
+
+// readConn notes whether a read has failed: then the server had ended the connection.
+type readConn struct {
+	net.Conn
+	failed atomic.Bool
+}
+
+func (c *readConn) Read(b []byte) (int, error) {
+	n, err := c.Conn.Read(b)
+	if err != nil {
+		c.failed.Store(true)
+	}
+	return n, err
+}
+
+func (c *readConn) readFailed() bool { return c.failed.Load() }
 
 // connect opens every connection, each with a request whose body begins when all have one: the client dials only for
 // requests that find none.
@@ -100,6 +123,12 @@ func (c *goClient) post(ctx context.Context, due time.Time, body []byte, hide fu
 }
 
 func (c *goClient) exchange(ctx context.Context, due time.Time, body []byte, r io.Reader) error {
+	var ended func() bool
+	var kept atomic.Bool
+	ctx = httptrace.WithClientTrace(ctx, &httptrace.ClientTrace{
+		GotConn:     func(info httptrace.GotConnInfo) { ended = info.Conn.(interface{ readFailed() bool }).readFailed },
+		PutIdleConn: func(error) { kept.Store(true) },
+	})
 	req, err := http.NewRequestWithContext(ctx, http.MethodPost, "http://load/echo", r)
 	if err != nil {
 		return err
@@ -116,8 +145,13 @@ func (c *goClient) exchange(ctx context.Context, due time.Time, body []byte, r i
 		return err
 	}
 	c.rec.answered(c.stream.Kind, due, generation)
-	if resp.Close {
+	switch {
+	case resp.Close:
 		c.rec.announced(c.stream.Kind)
+	case !kept.Load() && !ended():
+		// The answer was there, but its own goroutine had not said for 50 ms that the request was written
+		// (wroteRequest in net/http): on a machine that stands still, or has a lot to do, that happens.
+		c.rec.update(c.stream.Kind, func(n *Counts) { n.GivenUp++ })
 	}
 	return nil
 }

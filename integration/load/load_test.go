@@ -110,7 +110,8 @@ func TestNothingLostOnAServerThatStays(t *testing.T) {
 	require.Equal(t, rep.Answered, rep.Generations[7])
 	require.EqualValues(t, 12, rep.ByKind[KeepAlive].Dials)
 	require.EqualValues(t, 5, rep.ByKind[Pipelined].Dials)
-	require.EqualValues(t, 6, rep.ByKind[GoClient].Dials)
+	require.GreaterOrEqual(t, rep.ByKind[GoClient].Dials, uint64(6))
+	require.LessOrEqual(t, rep.ByKind[GoClient].Dials, 6+rep.ByKind[GoClient].GivenUp)
 	require.EqualValues(t, 3, rep.ByKind[H2C].Dials)
 	require.Equal(t, rep.ByKind[NewConn].Sent, rep.ByKind[NewConn].Dials)
 	for _, k := range []Kind{KeepAlive, Pipelined, GoClient, NewConn, H2C} {
@@ -257,10 +258,14 @@ func TestSilenceIsALoss(t *testing.T) {
 		Streams: []Stream{{Kind: KeepAlive, Address: addr, Rate: 100}},
 		Timeout: time.Second, // for the dial, too
 	})
-	await(t, run, func(c Counts) bool { return c.Lost > 0 })
+	cause := CauseDial // a dial may take too long as well
+	for n := 0; cause == CauseDial; n++ {
+		await(t, run, func(c Counts) bool { return c.Lost > uint64(n) })
+		cause = run.Report().Losses[n].Cause
+	}
 	close(release)
 	rep := run.Stop()
-	require.Equal(t, CauseTimeout, rep.Losses[0].Cause, "%s", rep)
+	require.Equal(t, CauseTimeout, cause, "%s", rep)
 }
 
 func TestRefusedDialIsALoss(t *testing.T) {

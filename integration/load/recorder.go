@@ -16,6 +16,7 @@ type Counts struct {
 	Broken      uint64 // connections closed by the server with nothing outstanding and nothing announced
 	Announced   uint64 // connections closed after an answer with "Connection: close"
 	Dials       uint64
+	GivenUp     uint64            // connections that Go's client closed behind a right answer, without a reason of the server's
 	Events      uint64            // server-sent events read
 	Drained     uint64            // event streams that ended with "event: drain"
 	Generations map[uint64]uint64 // answers by X-Handoff-Generation; 0 stands for answers without it

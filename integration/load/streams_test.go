@@ -5,6 +5,7 @@ import (
 	"io"
 	"net"
 	"net/http"
+	"slices"
 	"testing"
 	"time"
 
@@ -197,7 +198,7 @@ func TestDatagrams(t *testing.T) {
 			await(t, run, func(c Counts) bool { return c.Answered >= 45 })
 			rep := run.Stop()
 			require.GreaterOrEqual(t, rep.Lost, uint64(4), "%s", rep)
-			require.Equal(t, CauseTimeout, rep.Losses[0].Cause)
+			require.True(t, slices.ContainsFunc(rep.Losses, func(l Loss) bool { return l.Cause == CauseTimeout }), "%s", rep)
 		})
 	}
 }

@@ -27,8 +27,9 @@ func Run(ctx context.Context, cmd *exec.Cmd) (Result, error) {
 		cmd.SysProcAttr = &syscall.SysProcAttr{}
 	}
 	cmd.SysProcAttr.Setpgid = true
-	// What the command leaves behind may hold its output open.
-	cmd.WaitDelay = time.Second
+	// What the command leaves behind may hold its output open, which is an error then. A machine that stands still for
+	// a second or two just when the command has ended is none.
+	cmd.WaitDelay = 10 * time.Second
 	begin := time.Now()
 	if err := cmd.Start(); err != nil {
 		return Result{}, err

@@ -6,6 +6,7 @@ import (
 	"fmt"
 	"net"
 	"path/filepath"
+	"slices"
 	"strconv"
 	"syscall"
 	"testing"
@@ -87,9 +88,11 @@ func TestAdopt(t *testing.T) {
 	}
 	mark := filepath.Join(t.TempDir(), "mark")
 	a := orphan("sh -c 'sleep 60; : " + mark + "'")
-	pids, err := Mentioning(mark)
-	require.NoError(t, err)
-	require.Contains(t, pids, a.PID)
+	// Just when it executes sh it has no command line.
+	require.Eventually(t, func() bool {
+		pids, err := Mentioning(mark)
+		return err == nil && slices.Contains(pids, a.PID)
+	}, 20*time.Second, time.Millisecond)
 	require.NoError(t, a.Signal(syscall.SIGTERM))
 	code, err := a.Wait(within(t))
 	require.NoError(t, err)
