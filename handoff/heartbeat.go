@@ -27,9 +27,17 @@ type pulse struct {
 	asked   bool      // a ping is not answered yet: there is one at most, so that the last word always fits the buffer
 }
 
-// silence is for how long nothing was heard, if that is long.
-func (l *link) silence(heartbeat time.Duration) time.Duration {
-	if d := time.Since(l.pulse.heard); heartbeat > 0 && l.pulse.watched && d >= missed*heartbeat {
+// silence is for how long nothing was heard, if that is long. known says that it is long
+// as the machine knows, also where this process was stopped since, and counts anew.
+func (l *link) silence(heartbeat time.Duration, known bool) time.Duration {
+	if heartbeat == 0 || !l.pulse.watched {
+		return 0
+	}
+	d, long := time.Since(l.pulse.heard), missed*heartbeat
+	switch {
+	case known:
+		return max(d, long)
+	case d >= long:
 		return d
 	}
 	return 0

@@ -201,6 +201,25 @@ func TestWatchThroughSilence(t *testing.T) {
 	require.EqualValues(t, 1, (<-told).Generation)
 }
 
+// Who was stopped himself counts anew, but does not take back what he knows.
+func TestSilenceIsKnownAfterAStop(t *testing.T) {
+	c := newChain(t)
+	one, _ := c.serve("one", probation, beats)
+	two := c.start("two", mode(Standby), beats, noClaim)
+	go two.Ready(c.ctx)
+	c.reach(two, StateStandby)
+	goOn := c.hang(one)
+	c.answeredBy(2, func(s *Status) bool { return of(s, 1).SilentSeconds > 0 })
+	var then float64
+	require.True(t, two.ask(func() {
+		two.beatNow(true)
+		then = of(two.status(), 1).SilentSeconds
+	}))
+	require.GreaterOrEqual(t, then, (missed * testBeat).Seconds())
+	goOn()
+	c.answeredBy(1, func(s *Status) bool { return of(s, 1).SilentSeconds == 0 })
+}
+
 func TestHangingIncumbentInProbation(t *testing.T) {
 	c := newChain(t)
 	one, ln := c.serve("one", probation, beats)

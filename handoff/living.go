@@ -194,7 +194,7 @@ func (p *Process) status() *Status {
 			g.State = StateServing.String()
 		}
 		if p.m.silent {
-			g.SilentSeconds = l.silence(p.cfg.Heartbeat).Seconds()
+			g.SilentSeconds = l.silence(p.cfg.Heartbeat, true).Seconds()
 		}
 		all = append(all, g)
 	}
@@ -215,7 +215,7 @@ func (p *Process) status() *Status {
 			g.Sockets = p.offer.took
 		}
 		if p.m.mute {
-			g.SilentSeconds = l.silence(p.cfg.Heartbeat).Seconds()
+			g.SilentSeconds = l.silence(p.cfg.Heartbeat, true).Seconds()
 		}
 		all = append(all, g)
 	}
@@ -223,7 +223,7 @@ func (p *Process) status() *Status {
 		who := l.peer
 		who.Generation = l.number
 		g := p.describe(who, StateRevoked)
-		g.SilentSeconds = l.silence(p.cfg.Heartbeat).Seconds()
+		g.SilentSeconds = l.silence(p.cfg.Heartbeat, false).Seconds()
 		all = append(all, g)
 	}
 	slices.SortStableFunc(all, func(a, b GenerationStatus) int { return cmp.Compare(a.Generation, b.Generation) })
