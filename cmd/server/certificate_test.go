@@ -9,13 +9,16 @@ import (
 	"crypto/x509"
 	"crypto/x509/pkix"
 	"encoding/pem"
+	"errors"
 	"log/slog"
 	"math/big"
 	"os"
 	"path/filepath"
+	"strconv"
 	"testing"
 	"time"
 
+	"github.com/fsnotify/fsnotify"
 	"github.com/stretchr/testify/require"
 
 	"github.com/fdhandoff/handoff/internal/leak"
@@ -155,6 +158,51 @@ func becomes(t *testing.T, c *certificate, read <-chan struct{}, want int64) {
 			t.Fatalf("the certificate is %d still, not %d", serial(c), want)
 		}
 	}
+}
+
+// TestWatchWhatIsReplacedMeanwhile: a directory may be gone between the look at the
+// link to it and the watch, and then another one is there.
+func TestWatchWhatIsReplacedMeanwhile(t *testing.T) {
+	leak.Check(t)
+	dir := t.TempDir()
+	file := filepath.Join(dir, "data", "tls.crt")
+	replace := func(n int) error {
+		version := filepath.Join(dir, strconv.Itoa(n))
+		return errors.Join(os.Mkdir(version, 0o700), os.WriteFile(filepath.Join(version, "tls.crt"), nil, 0o600),
+			os.Symlink(version, filepath.Join(dir, "new")), os.Rename(filepath.Join(dir, "new"), filepath.Join(dir, "data")),
+			os.RemoveAll(filepath.Join(dir, strconv.Itoa(n-1))))
+	}
+	require.NoError(t, replace(1))
+	notify, err := fsnotify.NewWatcher()
+	require.NoError(t, err)
+	defer notify.Close()
+	go func() { // who is not read from does not go on
+		for range notify.Events {
+		}
+	}()
+	end, replaced := make(chan struct{}), make(chan error)
+	go func() {
+		var err error
+		for n := 2; err == nil; n++ {
+			select {
+			case <-end:
+				replaced <- nil
+				return
+			default:
+				err = replace(n)
+			}
+		}
+		replaced <- err
+	}()
+	w := &watcher{w: notify}
+	for range 2000 {
+		if err = w.follow([]string{file}); err != nil {
+			break
+		}
+	}
+	close(end)
+	require.NoError(t, <-replaced)
+	require.NoError(t, err)
 }
 
 // TestWaysToReplaceACertificate: each of them is noticed, again and again.

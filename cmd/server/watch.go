@@ -92,6 +92,18 @@ func (w *watcher) run(paths func() []string, moved <-chan struct{}, changed func
 
 // follow watches what is on the way to the files now, and nothing else.
 func (w *watcher) follow(files []string) error {
+	var err error
+	// A directory that is gone before it is watched was led to by a link that leads
+	// elsewhere now, or is missing itself, and then the way ends before it.
+	for range maxLinks {
+		if err = w.followOnce(files); !errors.Is(err, fs.ErrNotExist) {
+			break
+		}
+	}
+	return err
+}
+
+func (w *watcher) followOnce(files []string) error {
 	w.names = map[string]bool{}
 	for _, f := range files {
 		for _, name := range way(f) {
