@@ -21,10 +21,10 @@ import (
 	"time"
 
 	"github.com/stretchr/testify/require"
-	"golang.org/x/sys/unix"
 
 	"github.com/fdhandoff/handoff/handoff"
 	"github.com/fdhandoff/handoff/internal/leak"
+	"github.com/fdhandoff/handoff/internal/refusing"
 )
 
 // proxied is a proxy in front of a backend.
@@ -403,22 +403,10 @@ func TestProxyErrors(t *testing.T) {
 	}
 }
 
-// refusing is an address at which nobody listens, and that nobody else can be given before the test ends.
-func refusing(t *testing.T) string {
-	t.Helper()
-	fd, err := unix.Socket(unix.AF_INET, unix.SOCK_STREAM|unix.SOCK_CLOEXEC, 0)
-	require.NoError(t, err)
-	t.Cleanup(func() { unix.Close(fd) })
-	require.NoError(t, unix.Bind(fd, &unix.SockaddrInet4{Addr: [4]byte{127, 0, 0, 1}}))
-	bound, err := unix.Getsockname(fd)
-	require.NoError(t, err)
-	return fmt.Sprintf("127.0.0.1:%d", bound.(*unix.SockaddrInet4).Port)
-}
-
 func TestProxyOfABackendThatIsAway(t *testing.T) {
 	leak.Check(t)
 	var p proxied
-	p.front(t, "http://"+refusing(t))
+	p.front(t, "http://"+refusing.Address(t))
 	resp, body := do(t, "POST", p.url+"/x", strings.NewReader("body"))
 	require.Equal(t, http.StatusBadGateway, resp.StatusCode)
 	require.Equal(t, "the backend did not answer\n", body)
@@ -473,7 +461,7 @@ func TestProxyOfAnAnswerThatBreaksOff(t *testing.T) {
 func TestProxyOfAnEarlyAnswer(t *testing.T) {
 	leak.Check(t)
 	var p proxied
-	p.front(t, "http://"+refusing(t))
+	p.front(t, "http://"+refusing.Address(t))
 	tr := transports(t)["HTTP/1.1"]
 	for range 50 {
 		req, err := http.NewRequest("POST", p.url, strings.NewReader("not read"))

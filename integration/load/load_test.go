@@ -14,9 +14,9 @@ import (
 	"time"
 
 	"github.com/stretchr/testify/require"
-	"golang.org/x/sys/unix"
 
 	"github.com/fdhandoff/handoff/internal/leak"
+	"github.com/fdhandoff/handoff/internal/refusing"
 )
 
 // echoApp answers as the server under test does.
@@ -54,18 +54,6 @@ func listen(t *testing.T) *net.TCPListener {
 	require.NoError(t, err)
 	t.Cleanup(func() { ln.Close() })
 	return ln.(*net.TCPListener)
-}
-
-// refusing is an address at which nobody listens, and that nobody else can be given before the test ends.
-func refusing(t *testing.T) string {
-	t.Helper()
-	fd, err := unix.Socket(unix.AF_INET, unix.SOCK_STREAM|unix.SOCK_CLOEXEC, 0)
-	require.NoError(t, err)
-	t.Cleanup(func() { unix.Close(fd) })
-	require.NoError(t, unix.Bind(fd, &unix.SockaddrInet4{Addr: [4]byte{127, 0, 0, 1}}))
-	bound, err := unix.Getsockname(fd)
-	require.NoError(t, err)
-	return fmt.Sprintf("127.0.0.1:%d", bound.(*unix.SockaddrInet4).Port)
 }
 
 // start begins a run that ends with the test at the latest.
@@ -270,7 +258,7 @@ func TestSilenceIsALoss(t *testing.T) {
 
 func TestRefusedDialIsALoss(t *testing.T) {
 	leak.Check(t)
-	addr := refusing(t)
+	addr := refusing.Address(t)
 	for _, kind := range []Kind{KeepAlive, Pipelined, GoClient, NewConn, H2C, Events} {
 		run := start(t, Config{Streams: []Stream{{Kind: kind, Address: addr, Rate: 50}}})
 		await(t, run, func(c Counts) bool { return c.Lost > 2 })
