@@ -467,9 +467,6 @@ func (t *trial) next(ctx context.Context, r *result, e ending) {
 		r.fail("the next handoff: %s does not serve: %v", want, err)
 		return
 	}
-	if want == "v3" {
-		t.third = append(t.third, s.Serving().PID)
-	}
 	run, err := load.Start(ctx, load.Config{Timeout: patience / 3, Streams: []load.Stream{{Kind: load.NewConn, Address: t.address(), Rate: 200}}})
 	if err != nil {
 		r.fail("the next handoff: %v", err)

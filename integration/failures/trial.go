@@ -53,7 +53,6 @@ type trial struct {
 	one   *process // the first server, again
 	two   *process // the second, nil until it was started
 	ctl   *proc.Process
-	third []int // servers that the last part started
 	logs  []string
 	run   *load.Run
 }
@@ -107,10 +106,14 @@ func (t *trial) end() {
 			p.End()
 		}
 	}
-	// A handoffctl that lived had the second server for its child; now it is this process's.
-	pids := t.third
-	if t.two != nil {
-		pids = append(pids, t.two.pid)
+	// A handoffctl that lived had the second server for its child, or a third one that never served; now they are this
+	// process's.
+	pids, err := proc.Mentioning(t.socket)
+	if err != nil {
+		panic(err) // there is no /proc: nothing here would work
+	}
+	if t.two != nil && !slices.Contains(pids, t.two.pid) {
+		pids = append(pids, t.two.pid) // it has ended, and is waited for
 	}
 	for _, pid := range pids {
 		if a, err := proc.Adopt(pid); err == nil {
