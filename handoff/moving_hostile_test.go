@@ -36,7 +36,8 @@ func newGiver(t testing.TB, change ...func(*Config)) *giver {
 	return &giver{target: &target{chain: c, one: w.p, at: w.ln.Addr()}, web: w}
 }
 
-// release hands over for good to a successor that leaves the rest to the test.
+// release hands over for good to a successor that leaves the rest to the test, and
+// returns when answers are told to close: the moves may begin a moment before.
 func (g *giver) release() {
 	t := g.t
 	t.Helper()
@@ -51,6 +52,7 @@ func (g *giver) release() {
 	t.Cleanup(func() { ln.Close() })
 	g.link = g.raw(phaseRelease)
 	g.link.say(&frame{Type: msgReleased})
+	<-g.h.drain.draining
 }
 
 // accept takes the next connection that asks to move connections.
