@@ -307,9 +307,6 @@ func sleep(ctx context.Context, d time.Duration) bool {
 		return false
 	case <-t.C:
 		// Both may be over where this process was stopped, or had no time.
-		if end, ok := ctx.Deadline(); ok && !time.Now().Before(end) {
-			<-ctx.Done()
-		}
-		return ctx.Err() == nil
+		return !timeIsUp(ctx) && ctx.Err() == nil
 	}
 }

@@ -264,38 +264,13 @@ func TestNeverRefusesWhereAnIncumbentLives(t *testing.T) {
 	require.ErrorContains(t, err, fmt.Sprintf("pid %d", os.Getpid()))
 }
 
-// toldBusy starts a Process that p tells busy, and returns when that is known to it,
-// and how its Start ends.
-func (c *chain) toldBusy(ctx context.Context, p *Process) <-chan error {
-	c.t.Helper()
-	end := make(chan error, 1)
-	go func() {
-		_, err := Start(ctx, c.config("hasty"))
-		end <- err
-	}()
-	var first time.Time
-	c.until("it asks again", func() bool { // so it has read the first answer
-		var asked time.Time
-		p.ask(func() {
-			if all := p.waiting.all; len(all) > 0 {
-				asked = all[0].asked
-			}
-		})
-		if first.IsZero() {
-			first = asked
-		}
-		return asked.After(first)
-	})
-	return end
-}
-
 func TestBusyIsAskedAgain(t *testing.T) {
 	c := newChain(t)
 	one := c.start("one") // not ready: a hello is told busy
 	ctx, cancel := context.WithCancelCause(c.ctx)
 	defer cancel(nil)
 	enough := errors.New("enough")
-	hasty := c.toldBusy(ctx, one)
+	hasty := c.waits(ctx, "hasty")
 	cancel(enough)
 	err := <-hasty
 	require.ErrorIs(t, err, enough)
@@ -333,11 +308,11 @@ func (c *slowContext) Deadline() (time.Time, bool) {
 // Whose time ends while he dials is told all the same what it was spent on.
 func TestBusyIsSaidWhereTheDialerIsFirst(t *testing.T) {
 	c := newChain(t)
-	one := c.start("one") // not ready
+	c.start("one") // not ready
 	parent, cancel := context.WithCancelCause(c.ctx)
 	defer cancel(nil)
 	ctx := &slowContext{Context: parent}
-	hasty := c.toldBusy(ctx, one)
+	hasty := c.waits(ctx, "hasty")
 	ctx.passed.Store(true)
 	time.AfterFunc(3*busyRetryMS*time.Millisecond, func() { cancel(context.DeadlineExceeded) })
 	err := <-hasty

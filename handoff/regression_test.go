@@ -397,8 +397,9 @@ func TestDrainRefusesWhoWaits(t *testing.T) {
 	c := newChain(t)
 	one, _ := c.serve("one", func(cfg *Config) { cfg.StopDelay = time.Hour }) // however long it takes to ask again
 	two := c.start("two", mode(Standby))
-	waiting, cancel := c.waits("three")
+	ctx, cancel := context.WithCancel(c.ctx)
 	defer cancel()
+	waiting := c.waits(ctx, "three")
 	_, err := c.client().Drain(c.ctx)
 	require.NoError(t, err)
 	err = <-waiting
@@ -421,14 +422,12 @@ func TestDrainLeavesTimeToAsk(t *testing.T) {
 }
 
 // waits begins to start a Process, and returns when it was told busy, and has asked
-// again: it knows why it waits. How Start ends is told; cancel ends it.
-func (c *chain) waits(label string) (ended <-chan error, cancel context.CancelFunc) {
+// again: it knows why it waits. How Start ends is told; ctx ends it.
+func (c *chain) waits(ctx context.Context, label string) (ended <-chan error) {
 	c.t.Helper()
 	var log book
 	cfg := c.config(label)
 	cfg.Logger = slog.New(slog.NewTextHandler(&log, &slog.HandlerOptions{Level: slog.LevelDebug}))
-	ctx, cancel := context.WithCancel(c.ctx)
-	c.t.Cleanup(cancel)
 	end := make(chan error, 1)
 	go func() {
 		p, err := Start(ctx, cfg)
@@ -438,7 +437,7 @@ func (c *chain) waits(label string) (ended <-chan error, cancel context.CancelFu
 		end <- err
 	}()
 	c.until(label+" is told busy", func() bool { return strings.Count(log.String(), "the incumbent is busy") >= 2 })
-	return end, cancel
+	return end
 }
 
 // Also where a stop is under way already, and only delayed.

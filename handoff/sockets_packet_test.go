@@ -329,7 +329,9 @@ func TestExclusiveSocketWaitsForTheSuccessor(t *testing.T) {
 	require.False(t, accepts(pc))
 	require.Equal(t, "2 y", echoed(t, conn, "y"), "it has one owner still, which answers")
 
-	ended, cancel := c.waits("hasty")
+	ctx, cancel := context.WithCancel(c.ctx)
+	defer cancel()
+	ended := c.waits(ctx, "hasty")
 	cancel()
 	err = <-ended
 	require.ErrorContains(t, err, "busy")

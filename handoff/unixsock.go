@@ -274,11 +274,16 @@ func errnoOf(err error) error {
 	return err
 }
 
-// outOfTime says that err is the end of ctx's time. The dialer goes by the clock, and
-// may be ahead of ctx, which has ended on return.
+// outOfTime says that err is the end of ctx's time.
 func outOfTime(ctx context.Context, err error) bool {
+	return errors.Is(err, context.DeadlineExceeded) && timeIsUp(ctx)
+}
+
+// timeIsUp says that ctx's deadline is over by the clock, by which the dialer goes, and
+// which may be ahead of ctx: that has ended on return.
+func timeIsUp(ctx context.Context) bool {
 	end, ok := ctx.Deadline()
-	if !ok || !errors.Is(err, context.DeadlineExceeded) || time.Now().Before(end) {
+	if !ok || time.Now().Before(end) {
 		return false
 	}
 	<-ctx.Done()

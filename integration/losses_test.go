@@ -1,7 +1,6 @@
 package integration
 
 import (
-	"net"
 	"os/exec"
 	"strings"
 	"syscall"
@@ -10,6 +9,7 @@ import (
 	"github.com/stretchr/testify/require"
 
 	"github.com/fdhandoff/handoff/integration/proc"
+	"github.com/fdhandoff/handoff/internal/refusing"
 )
 
 // buildTool builds a program of this directory.
@@ -80,13 +80,7 @@ func TestLossesOfShutdown(t *testing.T) {
 // Wrong usage, and a server that does not answer, are not taken for success.
 func TestLossesWithoutAnAnswer(t *testing.T) {
 	s := newService(t)
-	ln, err := net.Listen("tcp", "127.0.0.1:0")
-	require.NoError(t, err)
-	defer ln.Close()
-	client, err := net.Dial("tcp", ln.Addr().String())
-	require.NoError(t, err)
-	defer client.Close()
-	addr := client.LocalAddr().String() // a port that nobody can get meanwhile
+	addr := refusing.Address(t)
 	program := s.buildTool("losses")
 	for _, tc := range []struct {
 		name string

@@ -13,6 +13,7 @@ import (
 	"github.com/stretchr/testify/require"
 
 	"github.com/fdhandoff/handoff/internal/leak"
+	"github.com/fdhandoff/handoff/internal/refusing"
 )
 
 const d = 30 * time.Millisecond
@@ -127,13 +128,7 @@ func TestReset(t *testing.T) {
 // Nobody listens behind the proxy.
 func TestRefused(t *testing.T) {
 	leak.Check(t)
-	ln, err := net.Listen("tcp", "127.0.0.1:0")
-	require.NoError(t, err)
-	defer ln.Close()
-	client, err := net.Dial("tcp", ln.Addr().String())
-	require.NoError(t, err)
-	defer client.Close()
-	p, err := Start(client.LocalAddr().String(), d) // a port that nobody can get meanwhile
+	p, err := Start(refusing.Address(t), d)
 	require.NoError(t, err)
 	defer p.Close()
 	c, err := net.Dial("tcp", p.Addr())
